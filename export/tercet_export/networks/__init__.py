@@ -1,0 +1,1 @@
+"""The networks that fill the roles, a file a family."""

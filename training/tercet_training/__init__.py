@@ -1,0 +1,1 @@
+"""Training: the demo networks, their synthetic picture world, and Pic2Word's mapping network."""
