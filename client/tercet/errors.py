@@ -1,5 +1,7 @@
 """Every exception Tercet raises on purpose; each message names the cause and the cure.
 
+The tree::
+
     TercetError
     ├── InputError              the caller's data
     │   ├── PictureError        unreadable, too large or unsupported picture
