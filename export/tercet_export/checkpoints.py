@@ -1,7 +1,8 @@
 """Reads checkpoints of every official container without running any code that they carry.
 
-safetensors, torch's zip and legacy files (`weights_only=True`), OpenAI's TorchScript archives (`torchscript.py`) and
-`hf://organisation/repository[/file]`. Whatever is wrong is a CheckpointError that names the tensor or the cause.
+safetensors, torch's zip and legacy files (`weights_only=True`), OpenAI's TorchScript archives
+(`torchscript.py`) and `hf://organisation/repository[/file]`. Whatever is wrong is a CheckpointError that
+names the tensor or the cause.
 """
 
 import hashlib
@@ -44,16 +45,17 @@ SIGNATURES = (
     ("outconv.weight", "U2-Net"),
     ("backbone.patch_embed.proj.weight", "InSPyReNet"),
     ("bb.patch_embed.proj.weight", "BiRefNet"),
-    ("vision_model.embeddings.class_embedding", "CLIP in the layout of transformers; open_clip's is needed"),
+    ("vision_model.embeddings.class_embedding", "CLIP as transformers stores it; open_clip's is needed"),
     ("text_projection", "CLIP"),
     ("text.text_projection", "CLIP with a custom text tower"),
     ("fc_out.weight", "Pic2Word's mapping network"),
 )
 
-# Training loops leave NumPy scalars (losses, epochs) in their checkpoints; these build numbers and nothing else.
+# Training loops leave NumPy scalars (losses, epochs) in their checkpoints: these build numbers only.
+_SCALAR = np.core.multiarray.scalar  # type: ignore[attr-defined]
 NUMPY_SCALARS: list[Any] = [
-    (np.core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np.core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float16", "float32", "float64")),
 ]
@@ -61,7 +63,7 @@ NUMPY_SCALARS: list[Any] = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file as read. `container` is "safetensors", "torch" or "torchscript"; `content` what the file holds."""
+    """A file as read; `container` is "safetensors", "torch" or "torchscript"."""
 
     path: Path
     container: str
@@ -70,8 +72,8 @@ class Checkpoint:
     def tensors(self, *under: str) -> dict[str, torch.Tensor]:
         """The state dict: `content[name]` for the first name in `under` that is there, else `content` itself.
 
-        A `module.` before every name (left by data-parallel training) is removed. CheckpointError where there is no
-        state dict of tensors.
+        A `module.` before every name (left by data-parallel training) is removed. CheckpointError where
+        there is no state dict of tensors.
         """
         found: Any = next((self.content[name] for name in under if name in self.content), self.content)
         if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
@@ -80,8 +82,8 @@ class Checkpoint:
         if strangers or not found:
             wanted = f" under {' or '.join(map(repr, under))}" if under else ""
             raise CheckpointError(
-                f"{self.path} holds no state dict of tensors{wanted}: {_describe(self.content)}. Save the network's "
-                "state_dict() and export that"
+                f"{self.path} holds no state dict of tensors{wanted}: {_describe(self.content)}. "
+                "Save the network's state_dict() and export that"
             )
         prefix = "module."
         if all(name.startswith(prefix) for name in found):
@@ -90,7 +92,8 @@ class Checkpoint:
 
 
 def resolve(source: str, base: Path = Path()) -> Path:
-    """The local file that `source` names: a path relative to `base`, or `hf://organisation/repository[/file]`.
+    """The local file that `source` names: a path relative to `base`, or
+    `hf://organisation/repository[/file]`.
 
     Files of the hub come through huggingface_hub: its cache, its token, and its HF_HUB_OFFLINE.
     """
@@ -124,7 +127,7 @@ def hub_file(repository: str, *files: str) -> Path:
             raise CheckpointError(f"hf://{repository} is no repository's name: {error}") from error
     if uncached:
         raise CheckpointError(
-            f"hf://{repository} is not in the local cache and the hub cannot be reached: connect once, or give a file"
+            f"hf://{repository} is not in the local cache and the hub is out of reach: connect, or give a file"
         )
     raise CheckpointError(
         f"hf://{repository} has none of {', '.join(files)}: name a file, hf://{repository}/FILE"
@@ -157,9 +160,7 @@ def read(path: Path) -> Checkpoint:
             with zipfile.ZipFile(path) as archive:
                 scripted = torchscript.is_torchscript(archive)
         except zipfile.BadZipFile as error:
-            raise CheckpointError(
-                f"checkpoint {path} is truncated or damaged ({error}): download it again"
-            ) from error
+            raise CheckpointError(_damaged(path, error)) from error
         if scripted:
             return Checkpoint(path, "torchscript", torchscript.read_tensors(path))
     return _read_torch(path)
@@ -185,7 +186,7 @@ def _read_torch(path: Path) -> Checkpoint:
                 f"{path} is no checkpoint, or a damaged one: {_first_line(error)}"
             ) from error
         raise CheckpointError(
-            f"{path} asks for {stranger[1]} while it is read, and so could run code: nothing of it was executed. "
+            f"{path} asks for {stranger[1]} while it is read and could run code: nothing was executed. "
             "Ask its author for safetensors, or for a file with nothing but the state dict"
         ) from error
     except (
@@ -198,9 +199,7 @@ def _read_torch(path: Path) -> Checkpoint:
         TypeError,
         OSError,
     ) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is truncated or damaged ({_first_line(error)}): download it again"
-        ) from error
+        raise CheckpointError(_damaged(path, error)) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     return Checkpoint(path, "torch", content)
@@ -214,8 +213,8 @@ def recognise(names: Mapping[str, Any]) -> str | None:
 def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, what: str) -> None:
     """Copy `tensors` into `module`, which must have exactly these names and shapes.
 
-    CheckpointError names the first missing, unexpected or misshapen tensor, or the network that the file is of; `what`
-    names the network that was wanted.
+    CheckpointError names the first missing, unexpected or misshapen tensor, or the network that the file is
+    of; `what` names the network that was wanted.
     """
     expected = module.state_dict()
     family = recognise(tensors)
@@ -258,6 +257,10 @@ def _some(names: list[str], shown: int = 3) -> str:
 
 def _shape(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _damaged(path: Path, error: BaseException) -> str:
+    return f"checkpoint {path} is truncated or damaged ({_first_line(error)}): download it again"
 
 
 def _first_line(error: BaseException) -> str:

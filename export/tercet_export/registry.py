@@ -1,10 +1,11 @@
-"""Which networks there are: each file under `networks/` registers what it offers with the decorator `register`.
+"""Which networks there are: each file under `networks/` registers what it offers with the decorator
+`register`.
 
     @register(name="isnet", role="background_remover", ..., arch="isnet", options=("arch", "size"))
     def load(checkpoint: Path, options: Options) -> Loaded: ...
 
-The loader reads the official checkpoint and returns a graph: a torch module whose `forward` takes the role's inputs in
-order and returns its outputs in order, with scaling, mean and deviation inside.
+The loader reads the official checkpoint and returns a graph: a torch module whose `forward` takes the
+role's inputs in order and returns its outputs in order, with scaling, mean and deviation inside.
 """
 
 import importlib
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-
 from tercet.errors import ExportError
+
 from tercet_export.roles import ROLES, Role
 
 
@@ -40,8 +41,9 @@ class Options:
 class Preprocessing:
     """How a picture becomes one of `decode_image`'s tensors; mean and deviation are applied inside the graph.
 
-    `resize`: "stretch" (aspect ignored) or "shortest" (shortest side to `size`, then a centre crop). `antialias`: True is
-    Pillow's kernel, False is torch's bilinear interpolation without corner alignment, truncated to u8 (IS-Net).
+    `resize`: "stretch" (aspect ignored) or "shortest" (shortest side to `size`, then a centre crop).
+    `antialias`: True is Pillow's kernel, False is torch's bilinear interpolation without corner alignment,
+    truncated to u8 (IS-Net).
     """
 
     tensor: str
@@ -57,8 +59,9 @@ class Preprocessing:
 class Loaded:
     """A network with its weights, ready to export.
 
-    `sizes` gives every symbol of the role's dimensions but B (a dynamic one: the size to trace with); `details` goes into
-    the role's entry of the manifest as it is (JSON values: `tokenizer`, `context_length`, `max_tokens`, ...).
+    `sizes` gives every symbol of the role's dimensions but B (a dynamic one: the size to trace with);
+    `details` goes into the role's entry of the manifest as it is (JSON values: `tokenizer`,
+    `context_length`, `max_tokens`, ...).
     """
 
     graph: torch.nn.Module
@@ -72,7 +75,7 @@ Loader = Callable[[Path, Options], Loaded]
 
 @dataclass(frozen=True)
 class Network:
-    """One registered network. `options` names the fields of Options, beside `precision`, that it understands."""
+    """One registered network; `options` names the fields of Options, beside `precision`, that it takes."""
 
     name: str
     role: str
@@ -86,7 +89,7 @@ class Network:
     precisions: tuple[str, ...] = ("fp32",)
 
     def resolve(self, options: Options) -> Options:
-        """`options` with this network's architecture filled in; ExportError for one it does not understand."""
+        """`options` with the architecture filled in; ExportError for one that the network does not take."""
         for name in (field.name for field in fields(Options) if field.name != "precision"):
             if getattr(options, name) is not None and name not in self.options:
                 raise ExportError(
@@ -94,7 +97,7 @@ class Network:
                 )
         if options.precision not in self.precisions:
             raise ExportError(
-                f"{self.name} cannot be exported in {options.precision!r}: choose {' or '.join(self.precisions)}"
+                f"{self.name} has no precision {options.precision!r}: choose {' or '.join(self.precisions)}"
             )
         for name in ("size", "beams", "max_tokens"):
             value = getattr(options, name)
@@ -103,7 +106,10 @@ class Network:
         return replace(options, arch=options.arch or self.arch)
 
     def load(self, checkpoint: Path, options: Options | None = None) -> Loaded:
-        """Read `checkpoint` into the network; CheckpointError when it does not fit, ExportError for a wrong option."""
+        """Read `checkpoint` into the network.
+
+        Raises CheckpointError when it does not fit, ExportError for a wrong option.
+        """
         loaded = self.loader(checkpoint, self.resolve(options or Options()))
         loaded.graph.eval().requires_grad_(False)
         return loaded
@@ -164,9 +170,11 @@ Config = TypeVar("Config")
 
 
 def architecture(arch: str, known: Mapping[str, Config], kind: type[Config]) -> Config:
-    """The configuration called `arch`: one of `known`, or a JSON file with the fields of the dataclass `kind`.
+    """The configuration called `arch`: one of `known`, or a JSON file with the fields of the dataclass
+    `kind`.
 
-    Lists in the file become tuples. Raises ExportError naming the known ones, or the file's unknown or missing fields.
+    Lists in the file become tuples. Raises ExportError naming the known ones, or the file's unknown or
+    missing fields.
     """
     if arch in known:
         return known[arch]

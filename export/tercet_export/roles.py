@@ -1,7 +1,8 @@
 """The five roles that ONNX networks fill, as data: names, types and shapes of what goes in and comes out.
 
-A dimension is a symbol whose size the network and its options decide (`sizes`), or a number. The symbols, as in the
-design: B batch, S scene side, V view side, P pixel side, D embedding, W token width, T context length, L caption length.
+A dimension is a symbol whose size the network and its options decide (`sizes`), or a number. The symbols,
+as in the design: B batch, S scene side, V view side, P pixel side, D embedding, W token width, T context
+length, L caption length.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ Examples = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output: `dtype` is NumPy's name, `tolerance` the largest difference that validation accepts."""
+    """One input or output: `dtype` as NumPy names it, `tolerance` the largest difference accepted."""
 
     name: str
     dtype: str
@@ -32,7 +33,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Role:
-    """What a model does: its tensors in the order of the graph's arguments, and which symbols stay open in the graph."""
+    """What a model does: its tensors in the graph's order, and which symbols stay open in the graph."""
 
     name: str
     title: str
@@ -47,7 +48,7 @@ class Role:
 
 
 def pictures(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Random u8 pictures [B, H, W, 3] of coarse blocks with fine noise: networks answer noise alone almost alike."""
+    """Random u8 pictures [B, H, W, 3], coarse blocks under fine noise."""
     batch, height, width, channels = shape
     coarse = rng.integers(0, 256, (batch, 8, 8, channels))
     rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width

@@ -1,9 +1,10 @@
 """Reads the tensors of a TorchScript archive, OpenAI's container for CLIP, as data: its code is never loaded.
 
-Such an archive is a zip with a pickle of the module tree (`data.pkl`), raw storages (`data/0`, ...) and source code.
-`torch.load(weights_only=True)` refuses it and `torch.jit.load` compiles the code, so the pickle is read here by the
-standard library's documented means for untrusted input: an unpickler whose `find_class` knows only the few inert names
-below. Every class of the archive itself becomes an empty attribute bag.
+Such an archive is a zip with a pickle of the module tree (`data.pkl`), raw storages (`data/0`, ...) and
+source code. `torch.load(weights_only=True)` refuses it and `torch.jit.load` compiles the code, so the
+pickle is read here by the standard library's documented means for untrusted input: an unpickler whose
+`find_class` knows only the few inert names below. Every class of the archive itself becomes an empty
+attribute bag.
 """
 
 import pickle
@@ -41,7 +42,8 @@ def is_torchscript(archive: zipfile.ZipFile) -> bool:
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor attribute of the archive's modules by its dotted name, as `state_dict` would name it.
 
-    Raises CheckpointError for a damaged archive and for a pickle that asks for anything but tensors and modules.
+    Raises CheckpointError for a damaged archive and for a pickle that asks for anything but tensors and
+    modules.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -107,8 +109,8 @@ class _Reader(pickle.Unpickler):
             return type(name, (Bag,), {})
         if (module, name) not in ALLOWED:
             raise CheckpointError(
-                f"{self.path} asks for {module}.{name} while it is read, and so could run code: nothing of it was "
-                "executed. Ask its author for safetensors"
+                f"{self.path} asks for {module}.{name} while it is read and could run code: nothing "
+                "was executed. Ask its author for safetensors"
             )
         return ALLOWED[module, name]
 
