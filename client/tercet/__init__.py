@@ -1,1 +1,46 @@
-"""Composed image retrieval on NVIDIA Triton: search a picture collection with a picture and a sentence."""
+"""Composed image retrieval on NVIDIA Triton: search a picture collection with a picture and a sentence.
+
+`tercet.Client` talks to a server, `tercet.index` holds the collection, `tercet.server` runs a server here.
+"""
+
+from tercet.async_client import AsyncClient
+from tercet.client import Background, Caption, Client, ComposedQuery
+from tercet.composition import DEFAULT_TEMPLATE, TEMPLATES, Composition, compose
+from tercet.errors import (
+    InferenceError,
+    InputError,
+    ModelMissing,
+    PictureError,
+    RequestTimeout,
+    ServerError,
+    ServerOverloaded,
+    ServerUnreachable,
+    TercetError,
+    TextError,
+)
+from tercet.lineup import Lineup
+from tercet.pictures import Picture
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "TEMPLATES",
+    "AsyncClient",
+    "Background",
+    "Caption",
+    "Client",
+    "ComposedQuery",
+    "Composition",
+    "InferenceError",
+    "InputError",
+    "Lineup",
+    "ModelMissing",
+    "Picture",
+    "PictureError",
+    "RequestTimeout",
+    "ServerError",
+    "ServerOverloaded",
+    "ServerUnreachable",
+    "TercetError",
+    "TextError",
+    "compose",
+]
