@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from tercet import messages
 from tercet.composition import DEFAULT_TEMPLATE, composing, needs_pseudo_token, read_template
-from tercet.errors import InputError, TercetError
+from tercet.errors import InferenceError, InputError, TercetError
 from tercet.lineup import Lineup, parse_lineup
-from tercet.messages import AsyncResults, Background, Caption, ComposedQuery, Vector
+from tercet.messages import AsyncResults, Background, Caption, ComposedQuery, ItemError, Vector
 from tercet.pictures import Picture, is_picture
 from tercet.transport import AsyncGrpcTransport, AsyncTransport, Tensors
 
@@ -279,14 +279,14 @@ class AsyncClient:
     async def _results(
         self, items: Iterable[Given], work: Callable[[Given, int], Awaitable[Result]]
     ) -> AsyncResults[Result]:
-        async def attempt(item: Given, position: int) -> Result | InputError:
+        async def attempt(item: Given, position: int) -> Result | ItemError:
             async with self._slots:
                 try:
                     return await work(item, position)
-                except InputError as error:
+                except (InputError, InferenceError) as error:
                     return error
 
-        pending: deque[asyncio.Task[Result | InputError]] = deque()
+        pending: deque[asyncio.Task[Result | ItemError]] = deque()
         try:
             for position, item in enumerate(items):
                 self._check_open()
@@ -305,7 +305,7 @@ async def _all_or_first_error(results: AsyncResults[Result]) -> list[Result]:
     values: list[Result] = []
     async with aclosing(results):
         async for result in results:
-            if isinstance(result, InputError):
+            if isinstance(result, ItemError):
                 raise result
             values.append(result)
     return values

@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 
 from tercet import messages
 from tercet.composition import DEFAULT_TEMPLATE, composing, needs_pseudo_token, read_template
-from tercet.errors import InputError, TercetError
+from tercet.errors import InferenceError, InputError, TercetError
 from tercet.lineup import Lineup, parse_lineup
-from tercet.messages import Background, Caption, ComposedQuery, Results, Vector, all_or_first_error
+from tercet.messages import (
+    Background,
+    Caption,
+    ComposedQuery,
+    ItemError,
+    Results,
+    Vector,
+    all_or_first_error,
+)
 from tercet.pictures import Picture, is_picture
 from tercet.transport import GrpcTransport, Tensors, Transport
 
@@ -37,8 +45,8 @@ class Client:
     Where a method takes one or many, one gives one result, and any iterable gives a list or a matrix in the
     order given. Many are sent one picture or text per request, at most `in_flight` at once, so that the
     server can batch them with everybody's. The `*_iter` methods take their items as they go, a million paths
-    from a generator in constant memory, and give an unusable item's `InputError` in its place; failures of
-    the server are raised.
+    from a generator in constant memory, and give the error of an item that is unusable (`InputError`) or that
+    a model fails on (`InferenceError`) in its place; other failures of the server are raised.
 
     Every method raises `PictureError` or `TextError` for input that cannot be used, naming the item, and
     `ServerUnreachable`, `ServerOverloaded`, `RequestTimeout`, `ModelMissing` or `InferenceError` for the
@@ -313,13 +321,13 @@ class Client:
         return self._results(items, work)
 
     def _results(self, items: Iterable[Given], work: Callable[[Given, int], Result]) -> Results[Result]:
-        def attempt(item: Given, position: int) -> Result | InputError:
+        def attempt(item: Given, position: int) -> Result | ItemError:
             try:
                 return work(item, position)
-            except InputError as error:
+            except (InputError, InferenceError) as error:
                 return error
 
-        pending: deque[Future[Result | InputError]] = deque()
+        pending: deque[Future[Result | ItemError]] = deque()
         try:
             for position, item in enumerate(items):
                 self._check_open()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tercet.composition import Composition, check_text
 from tercet.errors import (
+    InferenceError,
     InputError,
     PictureError,
     ServerOverloaded,
@@ -29,8 +30,10 @@ Background = Literal["remove", "keep"]
 Tensors = Mapping[str, np.ndarray]
 Vector = NDArray[np.float32]
 Result = TypeVar("Result")
-Results: TypeAlias = Generator[Result | InputError, None, None]
-AsyncResults: TypeAlias = AsyncGenerator[Result | InputError, None]
+ItemError: TypeAlias = InputError | InferenceError
+"""What one item of a stream can fail with and leave the others unharmed; other failures end the stream."""
+Results: TypeAlias = Generator[Result | ItemError, None, None]
+AsyncResults: TypeAlias = AsyncGenerator[Result | ItemError, None]
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 2.0
@@ -184,7 +187,7 @@ def all_or_first_error(results: Results[Result]) -> list[Result]:
     values: list[Result] = []
     with closing(results):
         for result in results:
-            if isinstance(result, InputError):
+            if isinstance(result, ItemError):
                 raise result
             values.append(result)
     return values
