@@ -127,7 +127,7 @@ def hub_file(repository: str, *files: str) -> Path:
             raise CheckpointError(f"hf://{repository} is no repository's name: {error}") from error
     if uncached:
         raise CheckpointError(
-            f"hf://{repository} is not in the local cache and the hub is out of reach: connect, or give a file"
+            f"hf://{repository} is not in the local cache and the hub is out of reach: connect or give a file"
         )
     raise CheckpointError(
         f"hf://{repository} has none of {', '.join(files)}: name a file, hf://{repository}/FILE"

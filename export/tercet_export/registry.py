@@ -83,13 +83,13 @@ class Network:
     source: str
     code_licence: str
     weights_licence: str
-    arch: str
+    arch: str | None
     options: tuple[str, ...]
     loader: Loader
     precisions: tuple[str, ...] = ("fp32",)
 
     def resolve(self, options: Options) -> Options:
-        """`options` with the architecture filled in; ExportError for one that the network does not take."""
+        """`options` with the default architecture; ExportError for one that the network does not take."""
         for name in (field.name for field in fields(Options) if field.name != "precision"):
             if getattr(options, name) is not None and name not in self.options:
                 raise ExportError(
@@ -126,7 +126,7 @@ def register(
     source: str,
     code_licence: str,
     weights_licence: str,
-    arch: str,
+    arch: str | None = None,
     options: tuple[str, ...] = ("arch",),
     precisions: tuple[str, ...] = ("fp32",),
 ) -> Callable[[Loader], Loader]:

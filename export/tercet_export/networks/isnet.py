@@ -182,7 +182,7 @@ class Remover(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, scene: Tensor, view: Tensor, view_box: Tensor) -> tuple[Tensor, Tensor]:
-        """Scene u8 (B, S, S, 3), view u8 (B, V, V, 3), its box -> foreground like the view, mask (B, V, V)."""
+        """Scene u8 (B, S, S, 3), view u8 (B, V, V, 3), its box -> foreground like it, mask (B, V, V)."""
         pixels = scene.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
         mask = sample_view(self.network((pixels - self.mean) / self.std)[0], view_box, view)
         alpha = mask[..., None]
