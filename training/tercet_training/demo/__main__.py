@@ -12,11 +12,11 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-
-from tercet.client import Client
+from tercet import Client
 from tercet.errors import TercetError
 from tercet.index import GalleryIndex, build_index
 from tercet.server import EmbeddedServer
+
 from tercet_training.demo.draw import draw_examples
 from tercet_training.demo.methods import METHODS, REMOVED, SUM, ask, rank_of_target
 from tercet_training.demo.speed import StageSpeed, measure
@@ -56,7 +56,15 @@ def recall_table(ranks: dict[str, np.ndarray], kinds: list[str]) -> tuple[Table,
         for group in groups:
             chosen = ranks[method][[group in ("all", kind) for kind in kinds]]
             at_1, at_10 = 100 * float(np.mean(chosen == 1)), 100 * float(np.mean(chosen <= DEPTH))
-            rows.append({"method": method, "kind": group, "recall@1": at_1, "recall@10": at_10, "queries": len(chosen)})
+            rows.append(
+                {
+                    "method": method,
+                    "kind": group,
+                    "recall@1": at_1,
+                    "recall@10": at_10,
+                    "queries": len(chosen),
+                }
+            )
             cells.append(f"{at_1:.1f} / {at_10:.1f}")
         table.add_row(method, *cells, style="bold" if np.mean(ranks[method] == 1) == best else "")
     return table, rows
@@ -81,13 +89,15 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def run(
-    output: Annotated[Path, typer.Option(help="Where the gallery, the index, the numbers and the pictures go.")] = CHECKOUT
-    / "demo_output",
-    repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = CHECKOUT / "model_repository",
+    output: Annotated[
+        Path, typer.Option(help="Where the gallery, the index, the numbers and the pictures go.")
+    ] = CHECKOUT / "demo_output",
+    repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = CHECKOUT
+    / "model_repository",
     pictures: Annotated[int, typer.Option(min=100, help="Pictures in the gallery.")] = 1200,
     queries: Annotated[int, typer.Option(min=4, help="Composed queries to ask.")] = 400,
 ) -> None:
-    """Export the demo lineup, serve it on Triton, index a gallery and answer composed queries with known answers."""
+    """Export the demo lineup, serve it on Triton, index a gallery and answer composed queries."""
     from tercet_export.lineup import export_lineup  # imports torch, which takes seconds
 
     started = time.perf_counter()
@@ -138,12 +148,16 @@ def run(
     write_csv(output / "recall.csv", recalls)
     write_csv(output / "speed.csv", [dataclasses.asdict(speed) for speed in speeds])
     by_method = {row["method"]: row["recall@1"] for row in recalls if row["kind"] == "all"}
-    summary = {"recall": recalls, "speed": [dataclasses.asdict(speed) for speed in speeds], "seed": GALLERY_SEED}
+    summary = {
+        "recall": recalls,
+        "speed": [dataclasses.asdict(speed) for speed in speeds],
+        "seed": GALLERY_SEED,
+    }
     (output / "report.json").write_text(json.dumps(summary, indent=1))
     console.rule()
     console.print(
-        f"Caption fusion with the background removed finds the right picture first in {by_method[REMOVED]:.0f} % of the "
-        f"queries, image plus text in {by_method[SUM]:.0f} %.  ({time.perf_counter() - started:.0f} s in all)"
+        f"Caption fusion with the background removed finds the right picture first in {by_method[REMOVED]:.0f} % "
+        f"of the queries, image plus text in {by_method[SUM]:.0f} %.  ({time.perf_counter() - started:.0f} s in all)"
     )
     console.print(f"Look at {output / 'sheets'}, or start a server of your own:  .venv/bin/tercet serve")
 

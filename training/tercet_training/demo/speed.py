@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from tercet.client import Client
-from tercet.composition import compose
+from tercet import Client
 from tercet.index import GalleryIndex
 
 WARM_UP = 3
@@ -45,7 +43,11 @@ def _together(call: Callable[[], object], count: int) -> float:
 
 
 def measure(
-    client: Client, index: GalleryIndex, references: Sequence[Path], modifications: Sequence[str], samples: int
+    client: Client,
+    index: GalleryIndex,
+    references: Sequence[Path],
+    modifications: Sequence[str],
+    samples: int,
 ) -> list[StageSpeed]:
     """Measure every stage of a composed query and the whole of it on `samples` queries."""
     references, modifications = list(references), list(modifications)
@@ -53,27 +55,34 @@ def measure(
     embeddings = client.embed_texts(modifications)
 
     def composed_query(item: int) -> None:
-        caption = client.caption(references[item])
-        fused = compose(caption.text, modifications[item], count_tokens=client.token_counts)
-        index.search(client.embed_texts([fused.text]), 10)
+        query = client.compose_queries(references[item], modifications[item])
+        index.search(query.embedding[None], 10)
 
     def composed_queries() -> None:
-        captions = client.caption(references)
-        fused = [
-            compose(caption.text, modification, count_tokens=client.token_counts).text
-            for caption, modification in zip(captions, modifications, strict=True)
-        ]
-        index.search(client.embed_texts(fused), 10)
+        queries = client.compose_queries(references, modifications)
+        index.search(np.stack([query.embedding for query in queries]), 10)
 
     stages: list[tuple[str, Callable[[int], object], Callable[[], object]]] = [
-        ("remove background and caption", lambda i: client.caption(references[i]), lambda: client.caption(references)),
+        (
+            "remove background and caption",
+            lambda i: client.caption(references[i]),
+            lambda: client.caption(references),
+        ),
         (
             "caption with its background",
             lambda i: client.caption(references[i], background="keep"),
             lambda: client.caption(references, background="keep"),
         ),
-        ("embed a picture", lambda i: client.embed_images(references[i]), lambda: client.embed_images(references)),
-        ("embed a text", lambda i: client.embed_texts(modifications[i]), lambda: client.embed_texts(modifications)),
+        (
+            "embed a picture",
+            lambda i: client.embed_images(references[i]),
+            lambda: client.embed_images(references),
+        ),
+        (
+            "embed a text",
+            lambda i: client.embed_texts(modifications[i]),
+            lambda: client.embed_texts(modifications),
+        ),
         ("search", lambda i: index.search(embeddings[i : i + 1], 10), lambda: index.search(embeddings, 10)),
         ("whole composed query", composed_query, composed_queries),
     ]
