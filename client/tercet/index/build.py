@@ -1,0 +1,326 @@
+"""Building an index, keeping it up to date: embed what is new or changed, keep the rest, drop what is gone.
+
+Every run is the same run: shards already there, finished or interrupted, whole or damaged, are read for the
+pictures that can be trusted in them, and only the others are embedded. The catalogue is replaced at the end:
+until then the index stays searchable as it was.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from tercet.errors import (
+    GalleryIndexError,
+    IndexDamaged,
+    IndexMismatch,
+    InputError,
+    TercetError,
+)
+from tercet.index import storage
+from tercet.index.sources import PictureFile, SkippedPicture, Source, list_pictures
+from tercet.index.storage import Catalogue, GraphRecord, Kind, RecoveredShard, ShardRecord, ShardWriter
+
+SHARD_SIZE = 4096
+UNIT_TOLERANCE = 0.01
+"""How far from 1 an embedding's length may be: half precision is within 0.001."""
+
+# FAISS's own default of neighbours; its default effort of 40 loses recall.
+GRAPH_NEIGHBOURS, GRAPH_BUILD_EFFORT = 32, 128
+
+
+class HasEncoderFingerprint(Protocol):
+    """What building needs of a lineup."""
+
+    @property
+    def encoder_fingerprint(self) -> str:
+        """Identifies the networks and preprocessing that the embeddings come from."""
+
+
+class Encoder(Protocol):
+    """What building needs of `tercet.Client`; anything else with these two methods will do."""
+
+    def lineup(self) -> HasEncoderFingerprint:
+        """What the server serves."""
+
+    def embed_images_iter(self, images: Iterable[Path]) -> Iterator[NDArray[np.float32] | InputError]:
+        """Per picture, in order, its unit-length embedding [D] or what is wrong with the picture."""
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """How far a build is: pictures embedded or skipped, or vectors added to the HNSW graph, of `total`."""
+
+    step: str
+    done: int
+    total: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What a build did. `kept` pictures were there already, `removed` ones have left the gallery."""
+
+    index: Path
+    kind: Kind
+    pictures: int
+    embedded: int
+    kept: int
+    removed: int
+    skipped: tuple[SkippedPicture, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        rate = f", {self.embedded / self.seconds:,.0f} a second" if self.embedded else ""
+        return (
+            f"{self.pictures:,} pictures in {self.index}: {self.embedded:,} embedded, {self.kept:,} kept, "
+            f"{self.removed:,} removed, {len(self.skipped):,} skipped; {self.seconds:.1f} s{rate}"
+        )
+
+
+def build_index(
+    source: Source,
+    path: str | os.PathLike[str],
+    client: Encoder,
+    *,
+    kind: Kind | None = None,
+    rebuild: bool = False,
+    shard_size: int = SHARD_SIZE,
+    on_progress: Callable[[BuildProgress], None] | None = None,
+) -> IndexReport:
+    """Make the index at `path` hold the pictures of `source`: build it, resume a killed run, or update it.
+
+    Args:
+        source: a folder, a text file with one path a line, `-` for such a list on standard input, or paths.
+        path: the index, a folder; created if missing.
+        client: embeds the pictures, normally a `tercet.Client`.
+        kind: "exact", or "hnsw" for an approximate graph beside the vectors; None: as it was, exact if new.
+            A graph is built in memory, 4 D + 300 bytes a picture, from scratch whenever the pictures change.
+        rebuild: embed everything again, also with another encoder; the old index stays until the new is done.
+        shard_size: pictures a shard.
+        on_progress: called after every picture.
+
+    Raises:
+        InputError: the source is missing, empty, or none of its pictures can be read.
+        IndexMismatch: the index was built by another encoder.
+        GalleryIndexError: another process is writing, the folder is no index, or the disk refuses.
+        ServerError: the server failed. What was embedded is kept, and the same call goes on from there.
+    """
+    started = time.monotonic()
+    index = Path(path)
+    report_progress = on_progress or (lambda progress: None)
+    encoder_fingerprint = client.lineup().encoder_fingerprint
+    listing = list_pictures(source)
+    with storage.writing(index):
+        old = _old_catalogue(index)
+        shards = _usable_shards(index, old, encoder_fingerprint, rebuild)
+        wanted = {picture.name: picture for picture in listing.pictures}
+        live = _live_rows(shards, wanted)
+        kept = sum(len(rows) for rows in live)
+        have = {shard.pictures[row] for shard, rows in zip(shards, live, strict=True) for row in rows}
+        known = [picture for picture in storage.read_skipped(index) if picture.final and not rebuild]
+        skipped = [picture for picture in known if wanted.get(picture.name) == _file_of(picture)]
+        passed = have | {_file_of(picture) for picture in skipped}
+        missing = [picture for picture in listing.pictures if picture not in passed]
+        skipped += listing.skipped
+        writer = ShardWriter(index, encoder_fingerprint, shard_size)
+        try:
+            with writer:
+                embedded = _embed(client, listing.root, missing, writer, skipped, report_progress)
+        except (TercetError, KeyboardInterrupt) as error:
+            error.add_note(
+                f"Everything embedded so far is kept in {index}: run the same command again to go on."
+            )
+            raise
+        finally:
+            storage.write_skipped(index, skipped)
+        if kept + embedded == 0:
+            raise InputError(
+                f"none of the {len(skipped)} pictures can be used, the first because: {skipped[0].name}: "
+                f"{skipped[0].reason} (all in {index / storage.SKIPPED})"
+            )
+        records, dimension = _pack(
+            index, shards + _recover(index, writer.names), wanted, encoder_fingerprint, shard_size
+        )
+        graph = None
+        kind = kind or (old.kind if old else "exact")
+        if kind == "hnsw":
+            graph = _graph(index, records, dimension, old.graph if old else None, report_progress)
+        storage.write_catalogue(
+            index, Catalogue(encoder_fingerprint, dimension, str(listing.root), tuple(records), graph)
+        )
+        _sweep(index, records, graph)
+    gone = {picture.name for shard in shards for picture in shard.pictures if picture} - wanted.keys()
+    return IndexReport(
+        index, kind, kept + embedded, embedded, kept, len(gone), tuple(skipped), time.monotonic() - started
+    )
+
+
+def _file_of(skipped: SkippedPicture) -> PictureFile:
+    return PictureFile(skipped.name, skipped.size, skipped.mtime_ns)
+
+
+def _old_catalogue(index: Path) -> Catalogue | None:
+    try:
+        return storage.read_catalogue(index)
+    except IndexDamaged:
+        # The shards tell what they hold without it.
+        return None
+
+
+def _usable_shards(
+    index: Path, old: Catalogue | None, encoder_fingerprint: str, rebuild: bool
+) -> list[RecoveredShard]:
+    """The shards of this encoder; for a rebuild only those of an interrupted run, not in the catalogue."""
+    finished = {record.name for record in old.shards} if old else set()
+    names = [name for name in storage.shard_names(index) if not (rebuild and name in finished)]
+    shards = _recover(index, names)
+    foreign = {shard.encoder_fingerprint for shard in shards} - {encoder_fingerprint}
+    if old and old.encoder_fingerprint != encoder_fingerprint:
+        foreign = {old.encoder_fingerprint}
+    elif old:
+        # What an interrupted rebuild with another encoder left; this run's commit sweeps it away.
+        foreign = set()
+    if foreign and not rebuild:
+        raise IndexMismatch(
+            f"{index} was built by encoder {min(foreign)[:12]}, the server runs encoder "
+            f"{encoder_fingerprint[:12]}: serve the lineup it was built with, choose another --output, or "
+            "embed everything again with --rebuild"
+        )
+    return [shard for shard in shards if shard.encoder_fingerprint == encoder_fingerprint]
+
+
+def _recover(index: Path, names: Iterable[str]) -> list[RecoveredShard]:
+    return [shard for name in names if (shard := storage.recover_shard(index, name)) is not None]
+
+
+def _live_rows(shards: Sequence[RecoveredShard], wanted: dict[str, PictureFile]) -> list[list[int]]:
+    """Per shard, the rows of pictures that are in the gallery unchanged, each picture once."""
+    seen: set[str] = set()
+    live = []
+    for shard in shards:
+        rows = []
+        for row, picture in enumerate(shard.pictures):
+            if picture is not None and wanted.get(picture.name) == picture and picture.name not in seen:
+                seen.add(picture.name)
+                rows.append(row)
+        live.append(rows)
+    return live
+
+
+def _embed(
+    client: Encoder,
+    root: Path,
+    pictures: Sequence[PictureFile],
+    writer: ShardWriter,
+    skipped: list[SkippedPicture],
+    on_progress: Callable[[BuildProgress], None],
+) -> int:
+    """Embed `pictures` into `writer`, add the others to `skipped`; return how many were embedded."""
+    embedded = 0
+    results = client.embed_images_iter(root / picture.name for picture in pictures)
+    for done, (picture, result) in enumerate(zip(pictures, results, strict=True), start=1):
+        reason = None
+        if isinstance(result, InputError):
+            reason, final = str(result), True
+        elif not abs(float(np.linalg.norm(result)) - 1) < UNIT_TOLERANCE:
+            reason, final = "the encoder gave no unit-length embedding", False
+        else:
+            writer.append(picture, result)
+            embedded += 1
+        if reason is not None:
+            skipped.append(SkippedPicture(picture.name, picture.size, picture.mtime_ns, reason, final))
+        on_progress(BuildProgress("embedding", done, len(pictures), done - embedded))
+    return embedded
+
+
+def _pack(
+    index: Path,
+    shards: Sequence[RecoveredShard],
+    wanted: dict[str, PictureFile],
+    encoder_fingerprint: str,
+    shard_size: int,
+) -> tuple[list[ShardRecord], int]:
+    """Records of shards that hold every live picture once and nothing else, and the vectors' dimension.
+
+    Full shards stay as they are, the live rows of the others are copied together into new ones.
+
+    Raises:
+        IndexMismatch: the encoder's vectors have more than one dimension.
+    """
+    dimensions = {shard.dimension for shard in shards}
+    if len(dimensions) > 1:
+        raise IndexMismatch(
+            f"embeddings of one encoder have {' and '.join(map(str, sorted(dimensions)))} dimensions; "
+            "the server's lineup is inconsistent: export it again, then use --rebuild"
+        )
+    live = _live_rows(shards, wanted)
+    whole = [
+        shard.clean and len(rows) == len(shard.pictures) for shard, rows in zip(shards, live, strict=True)
+    ]
+    stay = [good and len(shard.pictures) >= shard_size for good, shard in zip(whole, shards, strict=True)]
+    loose = [number for number, rows in enumerate(live) if rows and not stay[number]]
+    if len(loose) == 1 and whole[loose[0]]:
+        stay[loose[0]] = True
+        loose = []
+    with ShardWriter(index, encoder_fingerprint, shard_size) as writer:
+        for number in loose:
+            shard = shards[number]
+            vectors = storage.map_vectors(index, shard.name, shard.dimension)
+            for row in live[number]:
+                picture = shard.pictures[row]
+                assert picture is not None
+                writer.append(picture, vectors[row])
+    final = [shard for shard, stays in zip(shards, stay, strict=True) if stays] + _recover(
+        index, writer.names
+    )
+    return [storage.record_shard(index, shard) for shard in final], dimensions.pop()
+
+
+def _graph(
+    index: Path,
+    records: Sequence[ShardRecord],
+    dimension: int,
+    old: GraphRecord | None,
+    on_progress: Callable[[BuildProgress], None],
+) -> GraphRecord:
+    """The HNSW graph of the shards' vectors: the old one if it is whole and theirs, else a new one."""
+    rows = hashlib.sha256("".join(record.vectors_sha256 for record in records).encode()).hexdigest()
+    path = index / f"graph-{rows[:16]}.faiss"
+    if old is not None and old.rows == rows and path.exists() and storage.file_sha256(path) == old.sha256:
+        return old
+    total = sum(record.count for record in records)
+    graph = faiss.IndexHNSWFlat(dimension, GRAPH_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = GRAPH_BUILD_EFFORT
+    for record in records:
+        graph.add(np.ascontiguousarray(storage.map_vectors(index, record.name, dimension)))
+        on_progress(BuildProgress("graph", graph.ntotal, total, 0))
+    unfinished = path.with_name(path.name + ".partial")
+    try:
+        faiss.write_index(graph, str(unfinished))
+    except RuntimeError as error:
+        raise GalleryIndexError(f"cannot write {unfinished}: {error}; make room and run again") from None
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    return GraphRecord(path.name, storage.file_sha256(path), rows)
+
+
+def _sweep(index: Path, records: Sequence[ShardRecord], graph: GraphRecord | None) -> None:
+    """Delete what the catalogue no longer names; a search that has it open keeps it."""
+    names = {record.name for record in records}
+    files = [
+        path
+        for path in (index / storage.SHARDS).iterdir()
+        if path.stem.isdecimal() and path.stem not in names
+    ]
+    files += [path for path in index.glob("graph-*") if graph is None or path.name != graph.file]
+    for path in files:
+        path.unlink()

@@ -1,0 +1,280 @@
+"""Searching an index: which pictures of the gallery lie nearest to a query's embedding.
+
+FAISS proposes, in float32 over memory-mapped blocks or through the HNSW graph. The proposals are then scored
+in float64, so that a score depends on its query and picture alone: equal pictures score equal, in row order.
+"""
+
+import functools
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from tercet.errors import IndexDamaged, IndexMismatch, InputError
+from tercet.index import storage
+from tercet.index.build import UNIT_TOLERANCE
+from tercet.index.storage import Catalogue
+
+MARGIN = 32
+"""Candidates that FAISS is asked for beyond those wanted, to settle near-ties among them."""
+
+PROPOSALS_AT_ONCE = 2**21
+"""Bounds the memory of a search: queries times candidates that are held at once."""
+
+QUERIES_AT_ONCE = 256
+# FAISS's default of 16 loses much recall, the more as queries made of text lie outside the pictures' cloud.
+GRAPH_SEARCH_EFFORT = 128
+
+
+class GalleryIndex:
+    """A gallery's embeddings, f32 [len(index), dimension], one row per picture; `names[row]` is the picture.
+
+    Load it with `GalleryIndex.load`. Searching from several threads at once is safe.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, root: Path, names: list[str], blocks: list[NDArray], graph: Any
+    ) -> None:
+        self.encoder_fingerprint = catalogue.encoder_fingerprint
+        self.dimension = catalogue.dimension
+        self.kind = catalogue.kind
+        self.root = root
+        self.names = names
+        self._blocks = blocks
+        self._starts = np.cumsum([0] + [len(block) for block in blocks])
+        self._graph = graph
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        encoder_fingerprint: str | None = None,
+        root: str | os.PathLike[str] | None = None,
+        verify: bool = True,
+    ) -> Self:
+        """Open an index, its vectors memory-mapped.
+
+        Args:
+            path: the index.
+            encoder_fingerprint: of the encoder that will embed the queries, if it is to be compared.
+            root: where the gallery is now, if it has moved since it was indexed.
+            verify: compare every file with its SHA-256, which reads the index once (about 1 GB a second).
+
+        Raises:
+            IndexDamaged: files are missing, truncated or altered.
+            IndexMismatch: the index was built by another encoder.
+        """
+        index = Path(path)
+        while True:
+            catalogue = storage.read_catalogue(index)
+            if encoder_fingerprint not in (None, catalogue.encoder_fingerprint):
+                raise IndexMismatch(
+                    f"{index} was built by encoder {catalogue.encoder_fingerprint[:12]}, the server runs "
+                    f"encoder {str(encoder_fingerprint)[:12]}: their embeddings cannot be compared. Serve "
+                    "the lineup it was built with, or embed the gallery anew: tercet index --rebuild"
+                )
+            try:
+                names, blocks, graph = _open(index, catalogue, verify)
+            except IndexDamaged:
+                if storage.read_catalogue(index) == catalogue:
+                    raise
+                # A build has replaced the index meanwhile: open the new one.
+            else:
+                return cls(catalogue, Path(catalogue.root if root is None else root), names, blocks, graph)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @functools.cached_property
+    def paths(self) -> list[Path]:
+        """The pictures' files, by row."""
+        return [self.root / name for name in self.names]
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.names)}
+
+    def row_of(self, path: str | os.PathLike[str]) -> int | None:
+        """The row of a picture, by its name in the index or its file's path; None if it is not there."""
+        row = self._rows.get(os.fspath(path))
+        for absolute in (os.path.abspath(path), os.path.realpath(path)):
+            if row is None:
+                row = self._rows.get(os.path.relpath(absolute, self.root.resolve()))
+        return row
+
+    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The embeddings of `rows` [N], f32 [N, dimension]."""
+        block_of = np.searchsorted(self._starts, rows, side="right") - 1
+        vectors = np.empty((len(rows), self.dimension), np.float32)
+        for block in np.unique(block_of):
+            of_block = block_of == block
+            vectors[of_block] = self._blocks[block][rows[of_block] - self._starts[block]]
+        return vectors
+
+    def near(self, embedding: NDArray[np.float32], similarity: float) -> NDArray[np.int64]:
+        """The rows whose cosine similarity to `embedding` [dimension] is `similarity` or more, best first."""
+        wanted = 16
+        while True:
+            scores, rows = self.search(embedding[None], wanted)
+            if scores[0, -1] < similarity or len(rows[0]) == len(self):
+                return rows[0][scores[0] >= similarity]
+            wanted *= 4
+
+    def search(
+        self,
+        embeddings: NDArray[np.float32],
+        k: int,
+        *,
+        exclude: Sequence[Collection[int | str | os.PathLike[str]]] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the best `k` pictures of each query, best first: cosine similarities and rows.
+
+        Args:
+            embeddings: queries of unit length, f32 [Q, dimension].
+            k: pictures a query, at least 1; more than the index holds is as many as it holds.
+            exclude: per query, rows or paths that are not candidates; paths not in the index are ignored.
+
+        Returns:
+            Scores f32 [Q, K], rows i64 [Q, K], K = min(k, len(index)). Equal scores are in row order. Where
+            exclusion leaves fewer than K candidates, the rest is score -inf, row -1.
+
+        Raises:
+            InputError: a query is not a finite unit vector, k < 1, or `exclude` does not fit.
+            IndexMismatch: queries of another dimension.
+        """
+        queries = self._checked(embeddings)
+        if k < 1:
+            raise InputError(f"k is {k}; ask for at least 1 picture")
+        if exclude is not None and len(exclude) != len(queries):
+            raise InputError(
+                f"exclude has {len(exclude)} entries for {len(queries)} queries; give one per query"
+            )
+        excluded = (
+            [self._excluded(items) for items in exclude] if exclude is not None else [set()] * len(queries)
+        )
+        found = min(k, len(self))
+        scores = np.full((len(queries), found), -np.inf, np.float32)
+        rows = np.full((len(queries), found), -1, np.int64)
+        depth = min(found + max(map(len, excluded), default=0), len(self))
+        for query, ranked_scores, ranked_rows in self._ranked(queries, depth):
+            if excluded[query]:
+                candidates = ~np.isin(ranked_rows, list(excluded[query]))
+                ranked_scores, ranked_rows = ranked_scores[candidates], ranked_rows[candidates]
+            count = min(found, len(ranked_rows))
+            scores[query, :count], rows[query, :count] = ranked_scores[:count], ranked_rows[:count]
+        return scores, rows
+
+    def _checked(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        queries = np.ascontiguousarray(embeddings, dtype=np.float32)
+        if queries.ndim != 2:
+            raise InputError(f"queries have shape {queries.shape}; give [queries, {self.dimension}]")
+        if queries.shape[1] != self.dimension:
+            raise IndexMismatch(
+                f"queries have {queries.shape[1]} dimensions, the index {self.dimension}: they come from "
+                "different encoders; embed the queries with the one that built the index"
+            )
+        bad = np.flatnonzero(~(np.abs(np.linalg.norm(queries, axis=1) - 1) < UNIT_TOLERANCE))
+        if len(bad):
+            length = float(np.linalg.norm(queries[bad[0]]))
+            raise InputError(f"query {bad[0]} has length {length:g}, not 1; divide it by its length")
+        return queries
+
+    def _excluded(self, items: Collection[int | str | os.PathLike[str]]) -> set[int]:
+        rows = set()
+        for item in items:
+            row = self.row_of(item) if isinstance(item, str | os.PathLike) else int(item)
+            if row is not None:
+                if not 0 <= row < len(self):
+                    raise InputError(f"cannot exclude row {row}: the index has rows 0 to {len(self) - 1}")
+                rows.add(row)
+        return rows
+
+    def _ranked(
+        self, queries: NDArray[np.float32], depth: int
+    ) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.int64]]]:
+        """Per query its number, and scores and rows of its best `depth` pictures or more, best first."""
+        remaining: Sequence[int] = range(len(queries))
+        if self._graph is not None:
+            remaining = []
+            for numbers in _chunks(range(len(queries)), depth):
+                effort = faiss.SearchParametersHNSW(efSearch=max(GRAPH_SEARCH_EFFORT, 2 * depth))  # type: ignore[attr-defined]
+                _, proposals = self._graph.search(queries[numbers], depth, params=effort)
+                for number, rows in zip(numbers, proposals, strict=True):
+                    if rows.min() < 0:
+                        remaining.append(number)  # The graph reached too few: ask exactly.
+                    else:
+                        yield number, *self._rank(queries[number], rows)
+        asked = depth
+        while remaining:
+            asked = min(asked + MARGIN, len(self))
+            unsettled = []
+            for numbers in _chunks(remaining, asked):
+                proposed, proposals = self._scan(queries[numbers], asked)
+                for number, floor, rows in zip(numbers, proposed.min(axis=1), proposals, strict=True):
+                    scores, rows = self._rank(queries[number], rows)
+                    # By the rounding of a float32 inner product of unit vectors.
+                    highest_outside = floor + self.dimension * 2.0**-23
+                    if asked == len(self) or highest_outside < scores[depth - 1]:
+                        yield number, scores, rows
+                    else:
+                        unsettled.append(number)
+            remaining = unsettled
+            asked *= 4
+
+    def _rank(
+        self, query: NDArray[np.float32], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        rows = np.sort(rows)
+        # Multiply and sum row by row: a matrix product may round equal rows differently.
+        scores = (self.vectors(rows) * query.astype(np.float64)).sum(axis=1)
+        order = np.argsort(-scores, kind="stable")
+        return scores[order], rows[order]
+
+    def _scan(
+        self, queries: NDArray[np.float32], count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        heap = faiss.ResultHeap(len(queries), count, keep_max=True)
+        for start, block in zip(self._starts, self._blocks, strict=False):
+            scores, rows = faiss.knn(queries, block, min(count, len(block)), faiss.METRIC_INNER_PRODUCT)
+            heap.add_result(scores, rows + start)
+        heap.finalize()
+        return heap.D, heap.I
+
+
+def _chunks(numbers: Sequence[int], candidates: int) -> Iterator[list[int]]:
+    size = max(1, min(QUERIES_AT_ONCE, PROPOSALS_AT_ONCE // candidates))
+    for start in range(0, len(numbers), size):
+        yield list(numbers[start : start + size])
+
+
+def _open(index: Path, catalogue: Catalogue, verify: bool) -> tuple[list[str], list[NDArray], Any]:
+    names: list[str] = []
+    blocks = []
+    for record in catalogue.shards:
+        path = storage.vectors_path(index, record.name)
+        if verify:
+            storage.check_file(path, record.vectors_sha256)
+            storage.check_file(storage.entries_path(index, record.name), record.entries_sha256)
+        try:
+            block = storage.map_vectors(index, record.name, catalogue.dimension)
+        except OSError as error:
+            raise storage.damaged(path, str(error.strerror)) from None
+        if len(block) != record.count:
+            raise storage.damaged(path, f"it holds {len(block)} vectors, the catalogue says {record.count}")
+        blocks.append(block)
+        names += storage.read_names(index, record)
+    graph = None
+    if catalogue.graph is not None:
+        path = index / catalogue.graph.file
+        if verify:
+            storage.check_file(path, catalogue.graph.sha256)
+        try:
+            graph = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            raise storage.damaged(path, str(error)) from None
+    return names, blocks, graph
