@@ -1,0 +1,1 @@
+"""The backend `onnxruntime`: see `model.py`."""

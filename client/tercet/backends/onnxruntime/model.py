@@ -1,0 +1,442 @@
+"""Triton's `onnxruntime` backend in Python: runs `model.onnx` with the onnxruntime package.
+
+Triton takes its own C++ backend of this name where there is one (the stock NVIDIA container) and this file where there is
+none (the embedded server), so that one model repository, unchanged, runs on both. The fields of the configuration that the C++
+backend reads are honoured here in the same way, or refused by name when the model is loaded; see
+https://github.com/triton-inference-server/onnxruntime_backend, `src/onnxruntime.cc`, which this follows.
+
+It runs inside Triton's Python stub and is self-contained: NumPy and onnxruntime only. Unlike the C++ backend it answers each
+request of a batch on its own: a request that cannot run does not fail its neighbours.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+ELEMENT_TYPES = {
+    "tensor(bool)": "TYPE_BOOL",
+    "tensor(uint8)": "TYPE_UINT8",
+    "tensor(uint16)": "TYPE_UINT16",
+    "tensor(uint32)": "TYPE_UINT32",
+    "tensor(uint64)": "TYPE_UINT64",
+    "tensor(int8)": "TYPE_INT8",
+    "tensor(int16)": "TYPE_INT16",
+    "tensor(int32)": "TYPE_INT32",
+    "tensor(int64)": "TYPE_INT64",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(float)": "TYPE_FP32",
+    "tensor(double)": "TYPE_FP64",
+    "tensor(string)": "TYPE_STRING",
+}
+DEFAULT_MAX_BATCH_SIZE = 4
+INITIALIZERS = "session.use_device_allocator_for_initializers"
+SHRINKAGE = "memory.enable_memory_arena_shrinkage"
+PACKAGES = {
+    "CUDAExecutionProvider": "onnxruntime-gpu",
+    "TensorrtExecutionProvider": "onnxruntime-gpu",
+    "OpenVINOExecutionProvider": "onnxruntime-openvino",
+}
+# Features of Triton that the C++ backend has and this one has not.
+UNSUPPORTED = ("sequence_batching", "batch_input", "batch_output", "cc_model_filenames")
+TENSORRT_PRECISION = {
+    "FP32": {},
+    "FP16": {"trt_fp16_enable": "true"},
+    "INT8": {"trt_int8_enable": "true"},
+}
+TENSORRT_RENAMED = {
+    "max_workspace_size_bytes": "trt_max_workspace_size",
+    "int8_calibration_table_name": "trt_int8_calibration_table_name",
+    "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
+}
+TENSORRT_OPTIONS = {
+    *("trt_max_partition_iterations", "trt_min_subgraph_size", "trt_dla_enable", "trt_dla_core"),
+    *("trt_engine_cache_enable", "trt_engine_cache_path", "trt_engine_cache_prefix", "trt_dump_subgraphs"),
+    *(
+        "trt_force_sequential_engine_build",
+        "trt_context_memory_sharing_enable",
+        "trt_layer_norm_fp32_fallback",
+    ),
+    *("trt_timing_cache_enable", "trt_timing_cache_path", "trt_force_timing_cache", "trt_detailed_build_log"),
+    *("trt_build_heuristics_enable", "trt_sparsity_enable", "trt_builder_optimization_level"),
+    *("trt_auxiliary_streams", "trt_tactic_sources", "trt_extra_plugin_lib_paths", "trt_profile_min_shapes"),
+    *(
+        "trt_profile_max_shapes",
+        "trt_profile_opt_shapes",
+        "trt_cuda_graph_enable",
+        "trt_dump_ep_context_model",
+    ),
+    *("trt_ep_context_file_path", "trt_ep_context_embed_mode"),
+}
+BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
+
+
+class ConfigurationError(Exception):
+    """The configuration asks for what this backend cannot do; the model is not loaded."""
+
+
+class RequestError(Exception):
+    """One request cannot be run; its neighbours can."""
+
+
+def model_file(model_folder: str, version: str, config: dict[str, Any]) -> Path:
+    """Return the graph's file: `<version>/model.onnx`, or what the configuration names; a folder holds a `model.onnx`."""
+    file = Path(model_folder) / version / (config.get("default_model_filename") or "model.onnx")
+    file = file / "model.onnx" if file.is_dir() else file
+    if not file.is_file():
+        raise ConfigurationError(f"unable to find '{file}' for model '{config['name']}'")
+    return file
+
+
+def parameter(config: dict[str, Any], name: str) -> str | None:
+    """Return the value of a parameter of the configuration, None where it is not given."""
+    entry = config.get("parameters", {}).get(name)
+    return None if entry is None else str(entry["string_value"])
+
+
+def integer(config: dict[str, Any], name: str, default: int = 0) -> int:
+    """Return a parameter that is an integer."""
+    text = parameter(config, name)
+    try:
+        return default if text is None else int(text)
+    except ValueError as error:
+        raise ConfigurationError(f"parameter {name} must be an integer, not '{text}'") from error
+
+
+def boolean(config: dict[str, Any], name: str) -> bool | None:
+    """Return a parameter that is true or false, None where it is not given."""
+    text = parameter(config, name)
+    if text is not None and text.lower() not in BOOLEANS:
+        raise ConfigurationError(f"parameter {name} must be true or false, not '{text}'")
+    return None if text is None else BOOLEANS[text.lower()]
+
+
+def choice(config: dict[str, Any], name: str, values: list[str]) -> str:
+    """Return the value that a parameter, an index into `values`, chooses (the first where it is not given)."""
+    index = integer(config, name)
+    if not 0 <= index < len(values):
+        raise ConfigurationError(f"parameter {name} must be between 0 and {len(values) - 1}, not {index}")
+    return values[index]
+
+
+def session_options(config: dict[str, Any]) -> Any:
+    """Return onnxruntime's session options as the configuration wants them."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    level = config.get("optimization", {}).get("graph", {}).get("level", 0)
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = {
+        -1: levels.ORT_ENABLE_BASIC,
+        1: levels.ORT_ENABLE_EXTENDED,
+        2: levels.ORT_DISABLE_ALL,
+    }.get(int(level), levels.ORT_ENABLE_ALL)
+    modes = onnxruntime.ExecutionMode
+    options.execution_mode = modes.__members__[
+        choice(config, "execution_mode", ["ORT_SEQUENTIAL", "ORT_PARALLEL"])
+    ]
+    options.intra_op_num_threads = integer(config, "intra_op_thread_count") or default_threads()
+    options.inter_op_num_threads = max(integer(config, "inter_op_thread_count"), 0)
+    if (arena := boolean(config, "enable_mem_arena")) is not None:
+        options.enable_cpu_mem_arena = arena
+    if (pattern := boolean(config, "enable_mem_pattern")) is not None:
+        options.enable_mem_pattern = pattern
+    if entry := parameter(config, INITIALIZERS):
+        options.add_session_config_entry(INITIALIZERS, entry)
+    for library in config.get("model_operations", {}).get("op_library_filename", []):
+        options.register_custom_ops_library(library)
+    return options
+
+
+def default_threads() -> int:
+    """Return how many threads one operator may use: the processors that this process may run on."""
+    return int(os.environ.get("TERCET_THREADS") or len(os.sched_getaffinity(0)))
+
+
+def execution_providers(config: dict[str, Any], kind: str, device: str) -> list[tuple[str, dict[str, str]]]:
+    """Return the execution providers to ask for, in order, with their options.
+
+    As in the C++ backend the GPU's accelerators are not even looked at on a CPU instance.
+    """
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    providers: list[tuple[str, dict[str, str]]] = []
+    if kind == "GPU":
+        cuda = {"device_id": device}
+        for accelerator in accelerators.get("gpu_execution_accelerator", []):
+            options = accelerator.get("parameters", {})
+            if accelerator["name"] == "tensorrt":
+                providers.append(
+                    ("TensorrtExecutionProvider", {**tensorrt_options(options), "device_id": device})
+                )
+            elif accelerator["name"] == "cuda":
+                cuda = {**options, **cuda}
+            else:
+                raise ConfigurationError(
+                    f"unknown Execution Accelerator '{accelerator['name']}' is requested"
+                )
+        if config.get("parameters"):
+            cuda |= cuda_options(config)
+        providers.append(("CUDAExecutionProvider", cuda))
+    for accelerator in accelerators.get("cpu_execution_accelerator", []):
+        if accelerator["name"] != "openvino":
+            raise ConfigurationError(f"unknown Execution Accelerator '{accelerator['name']}' is requested")
+        providers.append(("OpenVINOExecutionProvider", {"device_type": "CPU"}))
+    return [*providers, ("CPUExecutionProvider", {})]
+
+
+def cuda_options(config: dict[str, Any]) -> dict[str, str]:
+    """Return the CUDA provider's options from the parameters, with the C++ backend's own defaults."""
+    return {
+        "cudnn_conv_algo_search": choice(
+            config, "cudnn_conv_algo_search", ["EXHAUSTIVE", "HEURISTIC", "DEFAULT"]
+        ),
+        "gpu_mem_limit": parameter(config, "gpu_mem_limit") or str(2**64 - 1),
+        "arena_extend_strategy": choice(
+            config, "arena_extend_strategy", ["kNextPowerOfTwo", "kSameAsRequested"]
+        ),
+        "do_copy_in_default_stream": parameter(config, "do_copy_in_default_stream") or "1",
+    }
+
+
+def tensorrt_options(parameters: dict[str, str]) -> dict[str, str]:
+    """Return the TensorRT provider's options; an unknown parameter is an error."""
+    options = {}
+    for name, value in parameters.items():
+        if name == "precision_mode":
+            if value not in TENSORRT_PRECISION:
+                raise ConfigurationError(f"unsupported precision mode '{value}' is requested")
+            options |= TENSORRT_PRECISION[value]
+        elif name in TENSORRT_OPTIONS or name in TENSORRT_RENAMED:
+            options[TENSORRT_RENAMED.get(name, name)] = value
+        else:
+            raise ConfigurationError(
+                f"unknown parameter '{name}' is provided for TensorRT Execution Accelerator"
+            )
+    return options
+
+
+def create_session(file: Path, options: Any, providers: list[tuple[str, dict[str, str]]]) -> Any:
+    """Open the graph with exactly these providers: onnxruntime itself would fall back on the CPU with only a warning."""
+    import onnxruntime
+
+    wanted = [name for name, _ in providers]
+    available = onnxruntime.get_available_providers()
+    for name in wanted:
+        if name not in available:
+            raise ConfigurationError(
+                f"{name} is requested, and the installed onnxruntime {onnxruntime.__version__} has only {', '.join(available)}: "
+                f"install the package that has it ({PACKAGES[name]}) or take it out of the configuration"
+            )
+    session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+    if missing := [name for name in wanted if name not in session.get_providers()]:
+        raise ConfigurationError(
+            f"{', '.join(missing)} is requested and could not be started; the server's log has the reason"
+        )
+    return session
+
+
+def graph_dims(node: Any) -> list[int]:
+    """Return the dimensions of a graph's input or output, -1 for a dynamic one."""
+    return [size if isinstance(size, int) and size >= 0 else -1 for size in node.shape]
+
+
+def check_tensors(config: dict[str, Any], kind: str, nodes: dict[str, Any]) -> None:
+    """Compare the inputs (`kind` "input") or outputs of the configuration with the graph's, as strictly as the C++ backend.
+
+    It wants a dynamic dimension of an output to be -1 in the configuration too, and a fixed one to be the same number; an input
+    may be narrower in the configuration than in the graph.
+    """
+    batched = config["max_batch_size"] > 0
+    for tensor in config[kind]:
+        name = tensor["name"]
+        if name not in nodes:
+            raise ConfigurationError(
+                f"unexpected inference {kind} '{name}', allowed {kind}s are: {', '.join(nodes)}"
+            )
+        node = nodes[name]
+        if node.type not in ELEMENT_TYPES:
+            raise ConfigurationError(
+                f"{kind} '{name}' of the graph is a {node.type}, which this backend does not support"
+            )
+        if tensor["data_type"] != ELEMENT_TYPES[node.type]:
+            wanted, given = tensor["data_type"], ELEMENT_TYPES[node.type]
+            raise ConfigurationError(
+                f"configuration expects datatype {wanted} for {kind} '{name}', model provides {given}"
+            )
+        if tensor.get("allow_ragged_batch"):
+            raise ConfigurationError(
+                f"{kind} '{name}': allow_ragged_batch is not supported by the Python onnxruntime backend"
+            )
+        if tensor.get("optional") and batched:
+            raise ConfigurationError(
+                f"optional input '{name}' is not supported for models that support batching"
+            )
+        dims = [int(size) for size in (tensor["reshape"]["shape"] if "reshape" in tensor else tensor["dims"])]
+        check_dims(name, graph_dims(node), [-1, *dims] if batched else dims, exact=kind == "output")
+
+
+def check_dims(name: str, graph: list[int], configured: list[int], exact: bool) -> None:
+    """Raise unless a tensor's dimensions in the configuration (with the batch) suit those of the graph."""
+    if not graph and all(size == 1 for size in configured):
+        return  # a scalar, which a configuration can only write as [1]
+    fits = len(graph) == len(configured) and all(
+        ours == theirs or (theirs == -1 and not exact) for ours, theirs in zip(configured, graph, strict=True)
+    )
+    if not fits:
+        raise ConfigurationError(
+            f"tensor '{name}': the model's shape is {graph} but the configuration says {configured}"
+            " (with the batch in front where max_batch_size > 0); the C++ backend refuses this too: "
+            "write the graph's sizes, or declare the dimension dynamic in the graph and -1 in the configuration"
+        )
+
+
+def complete(config: dict[str, Any], session: Any) -> None:
+    """Fill in inputs, outputs, batch size and batching that the configuration leaves out, by the C++ backend's rules."""
+    nodes = {"input": session.get_inputs(), "output": session.get_outputs()}
+    batchable = all(graph_dims(node)[:1] == [-1] for node in [*nodes["input"], *nodes["output"]])
+    if not batchable and config["max_batch_size"] > 0:
+        raise ConfigurationError(
+            "autofill failed: model does not support batching while non-zero max_batch_size is specified"
+        )
+    if batchable and config["max_batch_size"] == 0:
+        config["max_batch_size"] = DEFAULT_MAX_BATCH_SIZE
+    if config["max_batch_size"] > 1 and "sequence_batching" not in config:
+        config.setdefault("dynamic_batching", {})
+    for kind, graph in nodes.items():
+        config[kind] = config.get(kind) or [
+            complete_tensor(node, config["max_batch_size"] > 0) for node in graph
+        ]
+
+
+def complete_tensor(node: Any, batched: bool) -> dict[str, Any]:
+    """Return the configuration of one tensor of the graph."""
+    dims = graph_dims(node)[1 if batched else 0 :]
+    tensor = {"name": node.name, "data_type": ELEMENT_TYPES.get(node.type, node.type), "dims": dims or [1]}
+    return {**tensor, "reshape": {"shape": []}} if batched and not dims else tensor
+
+
+def to_graph(name: str, array: np.ndarray, node: Any) -> np.ndarray:
+    """Return a request's tensor as onnxruntime takes it."""
+    if array.dtype == np.object_:
+        try:
+            texts = [
+                element.decode() if isinstance(element, bytes) else str(element) for element in array.flat
+            ]
+        except UnicodeDecodeError as error:
+            raise RequestError(f"input '{name}' is not UTF-8: {error}") from error
+        array = np.array(texts, np.object_).reshape(array.shape)
+    return array.reshape(()) if not node.shape else array
+
+
+def from_graph(array: np.ndarray) -> np.ndarray:
+    """Return an output of onnxruntime as Triton takes it."""
+    if array.dtype == np.object_:
+        encoded = [element.encode() if isinstance(element, str) else bytes(element) for element in array.flat]
+        array = np.array(encoded, np.object_).reshape(array.shape)
+    return array.reshape(1) if array.ndim == 0 else np.ascontiguousarray(array)
+
+
+class TritonPythonModel:
+    """One instance of a model, as Triton's Python stub drives it."""
+
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config: Any) -> Any:
+        """Complete the configuration from the graph, where its inputs or outputs are left out."""
+        config = auto_complete_model_config.as_dict()
+        if not (config["input"] and config["output"]):
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            folder = Path(pb_utils.get_model_dir())
+            file = model_file(str(folder.parent), folder.name, config)
+            complete(
+                config, onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            )
+        return auto_complete_model_config
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the graph as the configuration wants it; raise what is wrong with either."""
+        import onnxruntime
+
+        config = json.loads(args["model_config"])
+        for feature in UNSUPPORTED:
+            if config.get(feature):
+                raise ConfigurationError(f"{feature} is not supported by the Python onnxruntime backend")
+        if config.get("model_transaction_policy", {}).get("decoupled"):
+            raise ConfigurationError(
+                "a decoupled transaction policy is not supported by the onnxruntime backend"
+            )
+        providers = execution_providers(config, args["model_instance_kind"], args["model_instance_device_id"])
+        file = model_file(args["model_repository"], args["model_version"], config)
+        self.session = create_session(file, session_options(config), providers)
+        self.inputs = {node.name: node for node in self.session.get_inputs()}
+        overridable = {node.name: node for node in self.session.get_overridable_initializers()}
+        outputs = {node.name: node for node in self.session.get_outputs()}
+        required = [tensor["name"] for tensor in config["input"] if not tensor.get("optional")]
+        if len(required) != len(self.inputs):
+            raise ConfigurationError(
+                f"configuration expects {len(required)} inputs, model provides {len(self.inputs)}"
+            )
+        self.inputs |= overridable
+        check_tensors(config, "input", self.inputs)
+        check_tensors(config, "output", outputs)
+        self.batched = config["max_batch_size"] > 0
+        self.run_options = onnxruntime.RunOptions()
+        if shrinkage := parameter(config, SHRINKAGE):
+            self.run_options.add_run_config_entry(SHRINKAGE, shrinkage)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer the requests with one run of the graph, or, where that fails, with one run each."""
+        responses: dict[int, Any] = {}
+        feeds: dict[int, dict[str, np.ndarray]] = {}
+        for index, request in enumerate(requests):
+            try:
+                tensors = ((tensor.name(), tensor.as_numpy()) for tensor in request.inputs())
+                feeds[index] = {name: to_graph(name, array, self.inputs[name]) for name, array in tensors}
+            except RequestError as error:
+                responses[index] = failure(error, pb_utils.TritonError.INVALID_ARG)
+        wanted = {index: request.requested_output_names() for index, request in enumerate(requests)}
+        if self.batched and len(feeds) > 1:
+            try:
+                responses |= self._run(feeds, wanted)
+            except Exception as error:
+                pb_utils.Logger.log_warn(
+                    f"a batch of {len(feeds)} requests failed, each is run alone: {error}"
+                )
+        for index, feed in feeds.items():
+            if index not in responses:
+                try:
+                    responses |= self._run({index: feed}, wanted)
+                except Exception as error:
+                    responses[index] = failure(error, pb_utils.TritonError.INTERNAL)
+        return [responses[index] for index in range(len(requests))]
+
+    def _run(self, feeds: dict[int, dict[str, np.ndarray]], wanted: dict[int, list[str]]) -> dict[int, Any]:
+        """Run the graph once for these requests; return the response of each."""
+        first = next(iter(feeds.values()))
+        together = first
+        if len(feeds) > 1:
+            together = {name: np.concatenate([feed[name] for feed in feeds.values()]) for name in first}
+        names = sorted({name for index in feeds for name in wanted[index]})
+        outputs = dict(zip(names, self.session.run(names, together, self.run_options), strict=True))
+        sizes = [len(next(iter(feed.values()))) if self.batched else 0 for feed in feeds.values()]
+        for name, array in outputs.items():
+            if self.batched and len(array) != sum(sizes):
+                raise RequestError(f"output '{name}' has {len(array)} rows for a batch of {sum(sizes)}")
+        responses = {}
+        start = 0
+        for index, size in zip(feeds, sizes, strict=True):
+            rows = slice(start, start + size) if self.batched else ...
+            tensors = [pb_utils.Tensor(name, from_graph(outputs[name][rows])) for name in wanted[index]]
+            responses[index] = pb_utils.InferenceResponse(output_tensors=tensors)
+            start += size
+        return responses
+
+
+def failure(error: Exception, code: int) -> Any:
+    """Return the response that tells one client what went wrong."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
