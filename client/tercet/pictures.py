@@ -29,7 +29,7 @@ MAX_BYTES = 128 * 2**20
 """The largest file that is sent: far above any photograph, far below what fills a server's memory."""
 
 AS_THEY_ARE = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"}
-CONVERTED = {"PA": "RGBA", "La": "RGBA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
+CONVERTED = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB", "HSV": "RGB"}
 
 
 def is_picture(value: Picture | Iterable[Picture]) -> "TypeIs[Picture]":
@@ -100,11 +100,9 @@ def _too_large(name: str, size: int) -> PictureError:
 
 
 def _encode_image(image: Image.Image, name: str) -> bytes:
-    target = (
-        "RGBA"
-        if image.has_transparency_data and image.mode != "LA"
-        else CONVERTED.get(image.mode, image.mode)
-    )
+    # A transparent colour beside the pixels, as in GIF and some PNG files, would be lost.
+    keyed = "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
+    target = "RGBA" if keyed else CONVERTED.get(image.mode, image.mode)
     if target not in AS_THEY_ARE:
         raise PictureError(
             f'{name}: Pillow mode "{image.mode}" has no agreed brightness; convert it to "RGB" or "L"'

@@ -8,6 +8,7 @@ over for the next; retries are the clients'.
 """
 
 import itertools
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -269,17 +270,13 @@ def _all_unreachable(errors: list[ServerError]) -> ServerError:
     return ServerUnreachable("none of the servers answers: " + "; ".join(map(str, errors)))
 
 
-_ENSEMBLE_PREFIX = "in ensemble '"
-_NOT_LOADED = (
-    "unknown model",
-    "is not ready",
-    "not at ready state",
-    "not found",
-    "is unloading",
-    "no available versions",
-)
-# Triton's own complaints about a request, as opposed to a model's about the picture or text in it.
-_TRITONS_OWN = ("[request id:", "unexpected", "expected", "invalid ", "unable to", "inference request")
+# How Triton 24.10 begins its messages where a request was given no id, and where it came through an ensemble.
+_PREFIX = re.compile(r"^(in ensemble '[^']*', |\[request id: [^]]*\] )+")
+# gRPC reports a full queue and a refused connection with the same status: the words tell them apart.
+_BUSY = ("maximum queue size", "timeout expired")
+_NOT_LOADED = ("unknown model", "is not ready", "not at ready state", "no available versions")
+# Triton's own complaints about a request's tensors, not a model's about the picture or text in them.
+_ABOUT_TENSORS = ("unexpected ", "expected ", "inference input", "inference request", "unable to", "invalid ")
 
 
 def translate_error(
@@ -291,15 +288,14 @@ def translate_error(
     """
     status = (error.status() or "").removeprefix("StatusCode.")
     message = (error.message() or "no message").strip()
-    detail = _strip_ensemble(message)
+    detail = _PREFIX.sub("", message)
     if status == "UNAVAILABLE" or status == "NOT_FOUND":
         if any(sign in detail.lower() for sign in _NOT_LOADED):
             return ModelMissing(
                 f"the server at {address} does not serve {model!r} ({detail}); export a lineup that has its "
                 "networks, such as tercet-export lineup demo, and restart the server"
             )
-        # gRPC says who reported it: the far end, or this end that never got through.
-        if "received from peer" in str(error.debug_details()):
+        if any(sign in detail.lower() for sign in _BUSY):
             return ServerOverloaded(
                 f"the server at {address} had no room for {model!r} ({detail}); send fewer requests at once "
                 "(in_flight), allow more time, or add servers"
@@ -310,18 +306,12 @@ def translate_error(
         )
     if status == "DEADLINE_EXCEEDED":
         return RequestTimeout(
-            f"{model!r} at {address} did not answer within {timeout:.1f} s; raise the client's timeout, or "
+            f"{model!r} at {address} did not answer within {timeout:.3g} s; raise the client's timeout, or "
             "lower in_flight so that requests wait less for one another"
         )
-    if status == "INVALID_ARGUMENT" and not detail.lower().startswith(_TRITONS_OWN):
+    if status == "INVALID_ARGUMENT" and not detail.lower().startswith(_ABOUT_TENSORS):
         if "image" in inputs:
             return PictureError(detail)
         if "text" in inputs:
             return TextError(detail)
     return InferenceError(f"{model!r} at {address} failed ({status or 'no status'}): {detail}")
-
-
-def _strip_ensemble(message: str) -> str:
-    while message.startswith(_ENSEMBLE_PREFIX):
-        message = message.removeprefix(_ENSEMBLE_PREFIX).partition("', ")[2]
-    return message
