@@ -185,17 +185,17 @@ def composing(
     bound = token_bound(whole.text)
     if bound is not None and bound <= limit:
         return whole
-    shortest = composition(0)
-    whole_count, shortest_count = yield [whole.text, shortest.text]
-    if whole_count <= limit:
+    (count,) = yield [whole.text]
+    if count <= limit:
         return whole
-    if shortest_count > limit:
+    (count,) = yield [composition(0).text]
+    if count > limit:
         what = (
             "the modification alone" if "{caption}" in template_text else "the modification in its template"
         )
         raise TextError(
-            f"{what} has {shortest_count} tokens, start and end included; the text encoder reads {limit}: "
-            f"shorten it by about {shortest_count - limit} tokens"
+            f"{what} has {count} tokens, start and end included; the text encoder reads {limit}: "
+            f"shorten it by about {count - limit} tokens"
         )
     fits, too_long = 0, len(words)
     while too_long - fits > 1:

@@ -147,7 +147,8 @@ def read_caption(answer: Tensors) -> Caption:
 
 def read_string(tensor: np.ndarray) -> str:
     """The one string in a BYTES tensor [1, 1]."""
-    return bytes(tensor.reshape(-1)[0]).decode()
+    value = tensor.item()
+    return value if isinstance(value, str) else value.decode()
 
 
 def check_token_count(name: str, count: int, limit: int) -> None:
