@@ -12,11 +12,11 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
 from tercet import Client
 from tercet.errors import TercetError
 from tercet.index import GalleryIndex, build_index
 from tercet.server import EmbeddedServer
-
 from tercet_training.demo.draw import draw_examples
 from tercet_training.demo.methods import METHODS, REMOVED, SUM, ask, rank_of_target
 from tercet_training.demo.speed import StageSpeed, measure
@@ -156,8 +156,8 @@ def run(
     (output / "report.json").write_text(json.dumps(summary, indent=1))
     console.rule()
     console.print(
-        f"Caption fusion with the background removed finds the right picture first in {by_method[REMOVED]:.0f} % "
-        f"of the queries, image plus text in {by_method[SUM]:.0f} %.  ({time.perf_counter() - started:.0f} s in all)"
+        f"Right picture first: caption fusion with the background removed {by_method[REMOVED]:.0f} %, "
+        f"image plus text {by_method[SUM]:.0f} %.  ({time.perf_counter() - started:.0f} s in all)"
     )
     console.print(f"Look at {output / 'sheets'}, or start a server of your own:  .venv/bin/tercet serve")
 

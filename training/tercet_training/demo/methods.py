@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tercet import Client, ComposedQuery
 from tercet.index import GalleryIndex
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from tercet import Client
 from tercet.index import GalleryIndex
 
