@@ -1,16 +1,13 @@
-"""A real Triton from a pip wheel, run as a child of this process: started, watched, and stopped without a trace."""
+"""A real Triton from a pip wheel, run as a child of this process and stopped without a trace."""
 
 import http.client
-import json
 import os
+import re
 import secrets
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,16 +16,23 @@ from tercet.errors import ServerStartError
 from tercet.server import guard
 from tercet.server.ports import reserved_ports
 from tercet.server.repository import Selection, select_models
-from tercet.server.runtime import create_runtime, environment, find_installation, remove_runtime, sweep
+from tercet.server.runtime import (
+    Installation,
+    create_runtime,
+    environment,
+    find_installation,
+    remove_runtime,
+    sweep,
+)
 
 # Called with the name of each model that is ready, how many are, and how many there will be.
 Progress = Callable[[str, int, int], None]
 
 GRACE_SECONDS = 10.0
-LOADERS = 4
+POLL_SECONDS = 0.1
+LOG_LINES = 12
 # What a web page or another user of this machine must not reach: loading a model is running its code.
-RESTRICTED = "model-repository,shared-memory,trace,logging"
-KEY_HEADER = "tercet-key"
+CLOSED = "model-repository,shared-memory,trace,logging"
 
 
 class EmbeddedServer:
@@ -37,9 +41,9 @@ class EmbeddedServer:
         with EmbeddedServer("model_repository") as server:
             client = tercet.Client(server.grpc_address)
 
-    It listens on the loopback interface unless `host` says otherwise; port 0 means any free port. Loaded are the models whose
-    weights exist and the ensembles whose steps are all loaded (`models`: only these, with their steps); `left_out` says which
-    are not and why. The endpoints that load models, read shared memory or change logging are closed to others.
+    It listens on the loopback interface unless `host` says otherwise. The models whose weights exist, and the
+    ensembles whose steps all do, are served; once started, `models` names them and `left_out` gives, by name,
+    why the others are not. The endpoints that load models, share memory, trace or set logging are closed.
 
     Args:
         repository: the folder of models.
@@ -79,9 +83,9 @@ class EmbeddedServer:
         self._timeout = timeout
         self._log_file = None if log_file is None else Path(log_file)
         self._progress = progress
-        self._key = secrets.token_hex(16)
         self._runtime: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
 
     @property
     def http_address(self) -> str:
@@ -121,21 +125,19 @@ class EmbeddedServer:
         selection = select_models(self.repository, self._wanted, self._model_config_name)
         installation = find_installation()
         sweep()
-        deadline = time.monotonic() + self._timeout
         try:
             with reserved_ports(self.host, self.ports) as ports:
                 self.ports = ports
                 self._runtime, lock = create_runtime(installation, self.repository)
                 try:
-                    self._launch(installation.binary, environment(installation, self._runtime), lock)
+                    self._launch(installation, selection, lock)
                 finally:
                     os.close(lock)
-                self._wait_until_it_answers(deadline)
-            self._load(selection, deadline)
+                self._wait(selection)
         except BaseException:
             self.stop()
             raise
-        self.models = selection.models + selection.ensembles
+        self.models = selection.models
         self.left_out = selection.left_out
         return self
 
@@ -166,7 +168,9 @@ class EmbeddedServer:
             raise ServerStartError(f"the {service} port is not chosen yet: start the server first")
         return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.ports[service]}"
 
-    def _command(self, binary: Path, runtime: Path) -> list[str]:
+    def _command(self, binary: Path, runtime: Path, selection: Selection) -> list[str]:
+        """Return Triton's command line."""
+        closed = f"{CLOSED}:tercet-key={secrets.token_hex(16)}"
         options = {
             "model-repository": runtime / "repository",
             "backend-directory": runtime / "backends",
@@ -174,10 +178,10 @@ class EmbeddedServer:
             "model-control-mode": "explicit",
             "http-address": self.host,
             "http-port": self.ports["HTTP"],
-            "http-restricted-api": f"{RESTRICTED}:{KEY_HEADER}={self._key}",
+            "http-restricted-api": closed,
             "grpc-address": self.host,
             "grpc-port": self.ports["gRPC"],
-            "grpc-restricted-protocol": f"{RESTRICTED}:{KEY_HEADER}={self._key}",
+            "grpc-restricted-protocol": closed,
             "metrics-address": self.host,
             "metrics-port": self.ports["metrics"],
             "exit-timeout-secs": int(GRACE_SECONDS / 2),
@@ -185,15 +189,22 @@ class EmbeddedServer:
         }
         if self._model_config_name is not None:
             options["model-config-name"] = self._model_config_name
-        return [str(binary), *(f"--{name}={value}" for name, value in options.items())]
+        flags = [f"--{name}={value}" for name, value in options.items()]
+        if selection.complete:
+            # Spares a second Python process for each model, started only to complete its configuration.
+            flags.append("--disable-auto-complete-config")
+        return [str(binary), *flags, *(f"--load-model={name}" for name in selection.models)]
 
-    def _launch(self, binary: Path, variables: dict[str, str], lock: int) -> None:
+    def _launch(self, installation: Installation, selection: Selection, lock: int) -> None:
+        """Start the guard, which starts Triton; both write to the log file."""
         assert self._runtime is not None
         script = [sys.executable, "-I", "-S", str(guard.__file__), str(os.getpid())]
+        command = self._command(installation.binary, self._runtime, selection)
         with self.log_file.open("ab") as log:
+            self._log_start = log.tell()
             self._guard = subprocess.Popen(
-                [*script, str(self._runtime), str(GRACE_SECONDS), *self._command(binary, self._runtime)],
-                env=variables,
+                [*script, str(self._runtime), str(GRACE_SECONDS), *command],
+                env=environment(installation, self._runtime),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -202,68 +213,48 @@ class EmbeddedServer:
                 start_new_session=True,
             )
 
-    def _ask(self, method: str, path: str, timeout: float, body: object = None) -> tuple[int, bytes]:
-        """Send one HTTP request to the server; return status and body."""
+    def _wait(self, selection: Selection) -> None:
+        """Wait until Triton says that it is ready; report each model as its log tells of it."""
+        deadline = time.monotonic() + self._timeout
+        ready: set[str] = set()
+        while not self._answers():
+            if not self.running:
+                raise ServerStartError(explain_failure(self._log()))
+            loaded = re.findall(r"successfully loaded '([^']+)'", self._log())
+            for name in loaded:
+                if name not in ready and self._progress is not None:
+                    self._progress(name, len(ready) + 1, len(selection.models))
+                ready.add(name)
+            if time.monotonic() > deadline:
+                late = ", ".join(name for name in selection.models if name not in ready)
+                raise ServerStartError(
+                    f"not ready within {self._timeout:g} s: {late or 'Triton itself'}; allow more (timeout)"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _answers(self) -> bool:
+        """Whether Triton says that all its models are ready; it listens only after loading them."""
         host, port = self.http_address.split(":")
-        connection = http.client.HTTPConnection(host, int(port), timeout=max(timeout, 0.1))
+        connection = http.client.HTTPConnection(host, int(port), timeout=5)
         try:
-            headers = {KEY_HEADER: self._key}
-            connection.request(method, path, body=None if body is None else json.dumps(body), headers=headers)
-            response = connection.getresponse()
-            return response.status, response.read()
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == http.client.OK
+        except OSError:
+            return False
         finally:
             connection.close()
 
-    def _wait_until_it_answers(self, deadline: float) -> None:
-        while True:
-            self._check_alive()
-            try:
-                if self._ask("GET", "/v2/health/live", 1.0)[0] == http.client.OK:
-                    return
-            except OSError:
-                pass
-            if time.monotonic() > deadline:
-                raise ServerStartError(
-                    f"Triton did not answer within {self._timeout:g} s.{self._log_lines()}"
-                )
-            time.sleep(0.05)
+    def _log(self) -> str:
+        """Return what this server has written to its log."""
+        with self.log_file.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
 
-    def _check_alive(self) -> None:
-        if not self.running:
-            code = self._guard.returncode if self._guard is not None else None
-            raise ServerStartError(f"Triton ended by itself with status {code}.{self._log_lines()}")
 
-    def _load(self, selection: Selection, deadline: float) -> None:
-        """Load the models, several at a time, then the ensembles that stand on them."""
-        total = len(selection.models) + len(selection.ensembles)
-        ready = 0
-        for stage in (selection.models, selection.ensembles):
-            with ThreadPoolExecutor(LOADERS if stage is selection.models else 1) as pool:
-                for name in pool.map(lambda name: self._load_one(name, deadline), stage):
-                    ready += 1
-                    if self._progress is not None:
-                        self._progress(name, ready, total)
-
-    def _load_one(self, name: str, deadline: float) -> str:
-        try:
-            status, answer = self._ask(
-                "POST", f"/v2/repository/models/{name}/load", deadline - time.monotonic(), {}
-            )
-        except TimeoutError:
-            message = f"model {name} was not ready within {self._timeout:g} s: allow it more (timeout)."
-            raise ServerStartError(message + self._log_lines(name)) from None
-        except OSError:
-            self._check_alive()
-            raise
-        if status != http.client.OK:
-            reason = json.loads(answer or b"{}").get("error", f"HTTP status {status}")
-            raise ServerStartError(f"model {name} cannot be loaded: {reason.strip()}{self._log_lines(name)}")
-        return name
-
-    def _log_lines(self, name: str | None = None, count: int = 12) -> str:
-        """Return the last lines of the log that tell of trouble (with `name`, those that name the model first)."""
-        lines = self.log_file.read_text(errors="replace").splitlines()
-        trouble = [line for line in lines if " E " in line or " W " in line or "rror" in line]
-        named = [line for line in trouble if name is not None and name in line]
-        chosen = (named or trouble or lines)[-count:]
-        return "".join(f"\n  {line}" for line in ["Triton's log:", *chosen]) if chosen else ""
+def explain_failure(log: str) -> str:
+    """Return why Triton ended while it started: what its log says of the models that failed, or its end."""
+    failed = re.findall(r"failed to load '([^']+)' version \d+: (.*?)\"?$", log, re.MULTILINE)
+    if failed:
+        return "\n".join(f"model {name} cannot be loaded: {reason}" for name, reason in failed)
+    lines = [line for line in log.splitlines() if line.strip() and line[0] not in "+|"]
+    return "\n  ".join(["Triton ended while it started. The end of its log:", *lines[-LOG_LINES:]])

@@ -4,10 +4,10 @@ Run as a script by :class:`tercet.server.EmbeddedServer`, with the standard libr
 
     python -I -S guard.py OWNER_PID RUNTIME_FOLDER GRACE_SECONDS COMMAND...
 
-The guard starts COMMAND (Triton) and waits. When Triton ends, when the owner asks (SIGTERM), or when the owner is gone (killed
-with SIGKILL, say), it stops Triton, kills whatever Triton leaves running (its Python stubs) and removes the shared memory whose
-names begin with the runtime folder's. Were the guard itself killed, the kernel tells Triton to end, and the next server
-that starts sweeps up (:func:`tercet.server.runtime.sweep`).
+The guard starts COMMAND (Triton) and waits. When Triton ends, when the owner asks (SIGTERM), or when the
+owner is gone (killed with SIGKILL, say), it stops Triton, kills what Triton leaves running (its Python stubs)
+and removes the shared memory whose names begin with the runtime folder's. Were the guard itself killed, the
+kernel tells Triton to end, and the next server that starts sweeps up (`tercet.server.runtime.sweep`).
 """
 
 import ctypes
@@ -21,7 +21,9 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.1
+LINGER_SECONDS = 0.3
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -31,25 +33,24 @@ def remove_shared_memory(prefix: str) -> None:
         file.unlink(missing_ok=True)
 
 
-def _children() -> list[int]:
-    """Return the processes whose parent is this one (adopted orphans too)."""
-    own = str(os.getpid())
+def children(parent: int) -> list[int]:
+    """Return the processes whose parent is `parent`."""
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             # The command's name, in parentheses, may itself hold spaces and parentheses.
-            parent = status.read_text(errors="replace").rpartition(")")[2].split()[1]
+            fields = status.read_text(errors="replace").rpartition(")")[2].split()
         except OSError:
             continue  # ended meanwhile
-        if parent == own:
+        if int(fields[1]) == parent:
             found.append(int(status.parent.name))
     return found
 
 
-def _kill_children() -> None:
-    """Kill and reap every remaining child, until none is left."""
+def kill_children() -> None:
+    """Kill and reap every child of this process (orphans that it adopted too), until none is left."""
     while True:
-        for child in _children():
+        for child in children(os.getpid()):
             os.kill(child, signal.SIGKILL)
         try:
             while os.waitpid(-1, 0):
@@ -73,21 +74,29 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=prepare)
 
 
+def wait(server: subprocess.Popen[bytes], owner: int, grace: float) -> None:
+    """Wait until the server has ended; have it end when asked to, or when the owner is gone."""
+    deadline = idle_since = None
+    while server.poll() is None:
+        received = signal.sigtimedwait({*ENDING, signal.SIGCHLD}, POLL_SECONDS)
+        now = time.monotonic()
+        if deadline is None and ((received and received.si_signo in ENDING) or os.getppid() != owner):
+            server.terminate()
+            deadline = now + grace
+        elif deadline is not None:
+            # Triton answers what is in flight, ends its stubs, and then sleeps on for a second or two.
+            idle_since = None if children(server.pid) else idle_since or now
+            if now > deadline or (idle_since is not None and now > idle_since + LINGER_SECONDS):
+                server.kill()
+
+
 def main() -> int:
     """Run the command to its end, or to the owner's; return its exit status."""
     owner, runtime, grace, command = int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]
-    asked = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*asked, signal.SIGCHLD})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*ENDING, signal.SIGCHLD})
     server = _start(command)
-    deadline = None
-    while server.poll() is None:
-        received = signal.sigtimedwait({*asked, signal.SIGCHLD}, POLL_SECONDS)
-        if deadline is None and ((received and received.si_signo in asked) or os.getppid() != owner):
-            server.terminate()
-            deadline = time.monotonic() + grace
-        elif deadline is not None and time.monotonic() > deadline:
-            server.kill()
-    _kill_children()
+    wait(server, owner, grace)
+    kill_children()
     remove_shared_memory(runtime.name)
     if os.getppid() != owner:
         shutil.rmtree(runtime, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Ports for a server that is about to start: free ones chosen, or named ones checked, and kept until it listens."""
+"""Ports for a server about to start: free ones chosen or named ones checked, and held until it listens."""
 
 import errno
 import socket
@@ -11,8 +11,8 @@ from tercet.errors import ServerStartError
 def _reserve(service: str, host: str, port: int) -> socket.socket:
     """Bind `port` (0: any free one) without listening, so that nobody else is given it.
 
-    With SO_REUSEADDR on both sockets Linux lets Triton bind and listen on a port that is bound here but not listened on, while a
-    program that asks for any free port is never handed it.
+    With SO_REUSEADDR on both sockets Linux lets Triton bind and listen on a port that is bound here but not
+    listened on, while a program that asks for any free port is never handed it.
     """
     reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -28,13 +28,16 @@ def _explain(service: str, host: str, port: int, error: Exception) -> str:
     match getattr(error, "errno", None):
         case errno.EADDRINUSE:
             return (
-                f"port {port}, wanted for {service}, is taken on {host}: stop the program that listens there, "
-                "choose another port, or 0 for any free one"
+                f"port {port}, wanted for {service}, is taken on {host}: "
+                "stop the program that listens there, choose another port, or 0 for any free one"
             )
         case errno.EACCES:
             return f"port {port}, wanted for {service}, may not be used by this user: choose one above 1023"
         case _:
-            return f"cannot listen on {host} port {port} for {service}: {error}; the host must be an IPv4 address of this machine"
+            return (
+                f"cannot listen on {host} port {port} for {service}: {error}; "
+                "the host must be an IPv4 address of this machine"
+            )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the embedded Triton needs around it: the wheel's binary, a Python for its stubs, and a private folder of its own."""
+"""What the embedded Triton needs: the wheel's binary, a Python for its stubs, a private folder."""
 
 import fcntl
 import importlib.util
@@ -51,8 +51,8 @@ def _libpython() -> Path:
             return candidate / name
     raise ServerStartError(
         f"Triton's Python backend needs {name}, and the Python at {sys.base_prefix} has none: "
-        f"on Debian or Ubuntu `apt install libpython{version}`; with pyenv rebuild with "
-        f"PYTHON_CONFIGURE_OPTS=--enable-shared"
+        f"on Debian or Ubuntu `apt install libpython{version}`, "
+        f"with pyenv `PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install {version}`"
     )
 
 
@@ -62,8 +62,8 @@ def _check_numpy() -> None:
 
     if int(numpy.__version__.split(".")[0]) >= 2:
         raise ServerStartError(
-            f"NumPy {numpy.__version__} is installed, and this Triton's Python backend silently returns empty tensors with "
-            f'NumPy 2 or later: pip install "numpy<2" (or {INSTALL}) in this environment'
+            f"NumPy {numpy.__version__} is installed, under which the Python backend of this Triton silently "
+            f'returns empty tensors: pip install "numpy<2" (or {INSTALL}) in this environment'
         )
 
 
@@ -102,24 +102,26 @@ def find_installation() -> Installation:
 
 
 def _temporary_folder() -> Path:
-    """Return a folder for temporary files whose path a shell takes as it is: Triton passes it to bash unquoted."""
+    """Return a folder for temporary files whose path needs no quotes in a shell: Triton uses none."""
     for candidate in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
         if re.fullmatch(r"[\w./+-]+", candidate, re.ASCII) and os.access(candidate, os.W_OK):
             return Path(candidate)
     raise ServerStartError(
-        f"Triton cannot use the temporary folder {tempfile.gettempdir()!r}: set TMPDIR to one without spaces and special characters"
+        f"Triton cannot use the temporary folder {tempfile.gettempdir()!r}: "
+        "set TMPDIR to a writable one without spaces and special characters"
     )
 
 
 def create_runtime(installation: Installation, repository: Path) -> tuple[Path, int]:
     """Lay out a server's private folder; return it and the descriptor whose lock says that the server lives.
 
-    Its name begins the names of the server's shared memory. It holds the backends (copied: Triton refuses links there), and links
-    to the Python library and to the model repository (whose own path may have spaces, which Triton's Python backend does not bear).
+    Its name begins the names of the server's shared memory. It holds the backends (copied: Triton refuses
+    links there), and links to the Python library and to the model repository (whose own path may have spaces,
+    which Triton's Python backend does not bear).
     """
     parent = _temporary_folder()
     new = Path(tempfile.mkdtemp(prefix="tercet-new-", dir=parent))
-    # Locked before it gets the name that `sweep` looks for, so that no other server takes it for a dead one's.
+    # Locked before it gets the name that `sweep` looks for: no other server takes it for a dead one's.
     lock = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     runtime = new.rename(parent / new.name.replace("tercet-new-", PREFIX))
@@ -140,7 +142,7 @@ def create_runtime(installation: Installation, repository: Path) -> tuple[Path, 
 
 
 def environment(installation: Installation, runtime: Path) -> dict[str, str]:
-    """Return the environment of the server and its stubs: this process's, with the libraries and the running Python added."""
+    """Return the environment of the server and its stubs: ours, with its libraries and the running Python."""
     processors = len(os.sched_getaffinity(0))
     ours = {
         # The interpreter inside a stub looks for `python3` on PATH to find its virtual environment.
@@ -149,7 +151,7 @@ def environment(installation: Installation, runtime: Path) -> dict[str, str]:
             [str(runtime / "libraries"), str(installation.libraries), os.environ.get("LD_LIBRARY_PATH", "")]
         ).rstrip(os.pathsep),
         "TERCET_THREADS": os.environ.get("TERCET_THREADS", str(processors)),
-        # Stubs are many and share the processors: their numerical libraries should not each start a thread per processor.
+        # Stubs are many: their numerical libraries should not each start a thread for every processor.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
     return {**os.environ, **ours}

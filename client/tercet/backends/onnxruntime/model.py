@@ -1,12 +1,12 @@
 """Triton's `onnxruntime` backend in Python: runs `model.onnx` with the onnxruntime package.
 
-Triton takes its own C++ backend of this name where there is one (the stock NVIDIA container) and this file where there is
-none (the embedded server), so that one model repository, unchanged, runs on both. The fields of the configuration that the C++
-backend reads are honoured here in the same way, or refused by name when the model is loaded; see
-https://github.com/triton-inference-server/onnxruntime_backend, `src/onnxruntime.cc`, which this follows.
+Triton takes its own C++ backend of this name where there is one (the stock NVIDIA container) and this file
+where there is none (the embedded server), so that one model repository, unchanged, runs on both. The fields
+of the configuration that the C++ backend reads are honoured here in the same way, or refused by name at load:
+https://github.com/triton-inference-server/onnxruntime_backend, `src/onnxruntime.cc`.
 
-It runs inside Triton's Python stub and is self-contained: NumPy and onnxruntime only. Unlike the C++ backend it answers each
-request of a batch on its own: a request that cannot run does not fail its neighbours.
+It runs inside Triton's Python stub and is self-contained: NumPy and onnxruntime only. Unlike the C++ backend
+it answers each request of a batch on its own: one that cannot run does not fail its neighbours.
 """
 
 import json
@@ -42,34 +42,15 @@ PACKAGES = {
 }
 # Features of Triton that the C++ backend has and this one has not.
 UNSUPPORTED = ("sequence_batching", "batch_input", "batch_output", "cc_model_filenames")
-TENSORRT_PRECISION = {
+TENSORRT_PRECISION: dict[str, dict[str, str]] = {
     "FP32": {},
-    "FP16": {"trt_fp16_enable": "true"},
-    "INT8": {"trt_int8_enable": "true"},
+    "FP16": {"trt_fp16_enable": "1"},
+    "INT8": {"trt_int8_enable": "1"},
 }
 TENSORRT_RENAMED = {
     "max_workspace_size_bytes": "trt_max_workspace_size",
     "int8_calibration_table_name": "trt_int8_calibration_table_name",
     "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
-}
-TENSORRT_OPTIONS = {
-    *("trt_max_partition_iterations", "trt_min_subgraph_size", "trt_dla_enable", "trt_dla_core"),
-    *("trt_engine_cache_enable", "trt_engine_cache_path", "trt_engine_cache_prefix", "trt_dump_subgraphs"),
-    *(
-        "trt_force_sequential_engine_build",
-        "trt_context_memory_sharing_enable",
-        "trt_layer_norm_fp32_fallback",
-    ),
-    *("trt_timing_cache_enable", "trt_timing_cache_path", "trt_force_timing_cache", "trt_detailed_build_log"),
-    *("trt_build_heuristics_enable", "trt_sparsity_enable", "trt_builder_optimization_level"),
-    *("trt_auxiliary_streams", "trt_tactic_sources", "trt_extra_plugin_lib_paths", "trt_profile_min_shapes"),
-    *(
-        "trt_profile_max_shapes",
-        "trt_profile_opt_shapes",
-        "trt_cuda_graph_enable",
-        "trt_dump_ep_context_model",
-    ),
-    *("trt_ep_context_file_path", "trt_ep_context_embed_mode"),
 }
 BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
@@ -83,7 +64,7 @@ class RequestError(Exception):
 
 
 def model_file(model_folder: str, version: str, config: dict[str, Any]) -> Path:
-    """Return the graph's file: `<version>/model.onnx`, or what the configuration names; a folder holds a `model.onnx`."""
+    """Return the graph: `model.onnx`, or what the configuration names; a folder holds a `model.onnx`."""
     file = Path(model_folder) / version / (config.get("default_model_filename") or "model.onnx")
     file = file / "model.onnx" if file.is_dir() else file
     if not file.is_file():
@@ -115,7 +96,7 @@ def boolean(config: dict[str, Any], name: str) -> bool | None:
 
 
 def choice(config: dict[str, Any], name: str, values: list[str]) -> str:
-    """Return the value that a parameter, an index into `values`, chooses (the first where it is not given)."""
+    """Return the value that a parameter, an index into `values`, chooses (the first if it is not given)."""
     index = integer(config, name)
     if not 0 <= index < len(values):
         raise ConfigurationError(f"parameter {name} must be between 0 and {len(values) - 1}, not {index}")
@@ -202,24 +183,22 @@ def cuda_options(config: dict[str, Any]) -> dict[str, str]:
 
 
 def tensorrt_options(parameters: dict[str, str]) -> dict[str, str]:
-    """Return the TensorRT provider's options; an unknown parameter is an error."""
-    options = {}
+    """Return the TensorRT provider's options; onnxruntime refuses an unknown `trt_...` by name."""
+    options: dict[str, str] = {}
     for name, value in parameters.items():
-        if name == "precision_mode":
-            if value not in TENSORRT_PRECISION:
-                raise ConfigurationError(f"unsupported precision mode '{value}' is requested")
+        if name == "precision_mode" and value in TENSORRT_PRECISION:
             options |= TENSORRT_PRECISION[value]
-        elif name in TENSORRT_OPTIONS or name in TENSORRT_RENAMED:
+        elif name in TENSORRT_RENAMED or name.startswith("trt_"):
             options[TENSORRT_RENAMED.get(name, name)] = value
         else:
             raise ConfigurationError(
-                f"unknown parameter '{name}' is provided for TensorRT Execution Accelerator"
+                f"TensorRT Execution Accelerator: unknown parameter '{name}' or value '{value}'"
             )
     return options
 
 
 def create_session(file: Path, options: Any, providers: list[tuple[str, dict[str, str]]]) -> Any:
-    """Open the graph with exactly these providers: onnxruntime itself would fall back on the CPU with only a warning."""
+    """Open the graph with exactly these providers; onnxruntime alone would fall back on the CPU."""
     import onnxruntime
 
     wanted = [name for name, _ in providers]
@@ -227,8 +206,8 @@ def create_session(file: Path, options: Any, providers: list[tuple[str, dict[str
     for name in wanted:
         if name not in available:
             raise ConfigurationError(
-                f"{name} is requested, and the installed onnxruntime {onnxruntime.__version__} has only {', '.join(available)}: "
-                f"install the package that has it ({PACKAGES[name]}) or take it out of the configuration"
+                f"{name} is requested, and the installed onnxruntime {onnxruntime.__version__} has only "
+                f"{', '.join(available)}: install {PACKAGES[name]} in its place, or do not request it"
             )
     session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     if missing := [name for name in wanted if name not in session.get_providers()]:
@@ -244,10 +223,10 @@ def graph_dims(node: Any) -> list[int]:
 
 
 def check_tensors(config: dict[str, Any], kind: str, nodes: dict[str, Any]) -> None:
-    """Compare the inputs (`kind` "input") or outputs of the configuration with the graph's, as strictly as the C++ backend.
+    """Compare the inputs or outputs (`kind`) of configuration and graph, as strictly as the C++ backend.
 
-    It wants a dynamic dimension of an output to be -1 in the configuration too, and a fixed one to be the same number; an input
-    may be narrower in the configuration than in the graph.
+    A fixed dimension of the graph must be the same number in the configuration, and a dynamic one of an
+    output must be -1; a dynamic one of an input may be any.
     """
     batched = config["max_batch_size"] > 0
     for tensor in config[kind]:
@@ -288,13 +267,13 @@ def check_dims(name: str, graph: list[int], configured: list[int], exact: bool) 
     if not fits:
         raise ConfigurationError(
             f"tensor '{name}': the model's shape is {graph} but the configuration says {configured}"
-            " (with the batch in front where max_batch_size > 0); the C++ backend refuses this too: "
-            "write the graph's sizes, or declare the dimension dynamic in the graph and -1 in the configuration"
+            " (with the batch in front where max_batch_size > 0); Triton's C++ backend refuses this too: "
+            "write the graph's sizes in config.pbtxt, or make the dimension dynamic in the graph"
         )
 
 
 def complete(config: dict[str, Any], session: Any) -> None:
-    """Fill in inputs, outputs, batch size and batching that the configuration leaves out, by the C++ backend's rules."""
+    """Fill in what the configuration leaves out (inputs, outputs, batching), by the C++ backend's rules."""
     nodes = {"input": session.get_inputs(), "output": session.get_outputs()}
     batchable = all(graph_dims(node)[:1] == [-1] for node in [*nodes["input"], *nodes["output"]])
     if not batchable and config["max_batch_size"] > 0:
