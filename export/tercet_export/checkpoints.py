@@ -20,8 +20,8 @@ import safetensors
 import safetensors.torch
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from tercet.errors import CheckpointError
 
+from tercet.errors import CheckpointError
 from tercet_export import torchscript
 
 # Looked for in a hub repository when no file is named: safetensors first.
@@ -211,12 +211,19 @@ def recognise(names: Mapping[str, Any]) -> str | None:
 
 
 def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, what: str) -> None:
-    """Copy `tensors` into `module`, which must have exactly these names and shapes.
+    """Copy `tensors` into `module`, which must have exactly these names and shapes; see `check`."""
+    check(module.state_dict(), tensors, path, what)
+    module.load_state_dict(dict(tensors))
 
-    CheckpointError names the first missing, unexpected or misshapen tensor, or the network that the file is
-    of; `what` names the network that was wanted.
+
+def check(
+    expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], path: Path, what: str
+) -> None:
+    """CheckpointError unless `tensors` have exactly the names and shapes of `expected`, and finite values.
+
+    It names the first missing, unexpected or misshapen tensors, or the network that the file is of; `what`
+    names the network that was wanted.
     """
-    expected = module.state_dict()
     family = recognise(tensors)
     if family and family != recognise(expected):
         raise CheckpointError(f"{path} looks like a checkpoint of {family}, not of {what}")
@@ -247,7 +254,6 @@ def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], path: Pat
         raise CheckpointError(
             f"{path} has values that are not finite numbers in {_some(broken)}: it is damaged"
         )
-    module.load_state_dict(dict(tensors))
 
 
 def _some(names: list[str], shown: int = 3) -> str:

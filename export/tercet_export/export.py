@@ -13,8 +13,8 @@ from pathlib import Path
 import onnx_ir
 import torch
 from onnx_ir.passes import common as passes
-from tercet.errors import ExportError
 
+from tercet.errors import ExportError
 from tercet_export import checkpoints
 from tercet_export.registry import Loaded, Network, Options, role_of
 from tercet_export.roles import Role

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from tercet.errors import ExportError
 
+from tercet.errors import ExportError
 from tercet_export.roles import ROLES, Role
 
 

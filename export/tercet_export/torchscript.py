@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from tercet.errors import CheckpointError
 
 STORAGES = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from tercet.errors import ValidationError
 
+from tercet.errors import ValidationError
 from tercet_export.registry import Loaded
 from tercet_export.roles import Role, Tensor
 

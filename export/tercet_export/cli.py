@@ -1,0 +1,151 @@
+"""`tercet-export`: networks and lineups from checkpoints to the model repository."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tercet.errors import TercetError
+
+app = typer.Typer(
+    help="Export networks to ONNX and fill Triton's model repository.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=True)
+
+EXAMPLES = """[bold]Examples[/bold]
+
+  tercet-export lineup demo
+
+  tercet-export lineup mine.toml --repository /srv/models
+
+  tercet-export network isnet --checkpoint isnet-general-use.pth --output isnet.onnx
+
+  tercet-export network clip-text --checkpoint ViT-B-32.pt --arch ViT-B-32-quickgelu --output text.onnx"""
+
+
+@app.command("network", epilog=EXAMPLES)
+def network_command(
+    network: Annotated[str, typer.Argument(help="A network's name; `tercet-export list` shows them.")],
+    checkpoint: Annotated[str, typer.Option(help="The official checkpoint: a file, or hf://org/repo/file.")],
+    output: Annotated[Path, typer.Option(help="The ONNX file to write.")],
+    arch: Annotated[str | None, typer.Option(help="Architecture: a name, or a .json file.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the network's input, in pixels.")] = None,
+    beams: Annotated[int | None, typer.Option(help="Captioners: beams of the search; 1 is greedy.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Captioners: longest caption, in tokens.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 where the network allows it.")] = "fp32",
+) -> None:
+    """Export one network, and check the file against the network in torch."""
+    with spinner(f"Exporting {network}"):
+        from tercet_export import checkpoints, registry
+        from tercet_export.export import export_network
+
+        entry = registry.network(network)
+        options = registry.Options(arch, size, beams, max_tokens, precision)
+        exported = export_network(entry, checkpoints.resolve(checkpoint), output, options)
+    table = Table(title=f"{network} -> {output}", show_header=False, title_justify="left")
+    for name, value in (
+        ("role", entry.role),
+        ("checkpoint SHA-256", exported.checkpoint_sha256),
+        ("parameters", f"{exported.parameters:,}"),
+        ("graph", f"{exported.nodes:,} nodes, {megabytes(exported.bytes)}"),
+        ("largest difference from torch", differences(exported.differences)),
+        ("time, peak memory", f"{exported.seconds:.0f} s, {megabytes(exported.peak_memory)}"),
+    ):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+@app.command("lineup", epilog=EXAMPLES)
+def lineup_command(
+    lineup: Annotated[str, typer.Argument(help="demo, small, or a TOML file.")],
+    repository: Annotated[Path, typer.Option(help="The model repository to fill.")] = Path(
+        "model_repository"
+    ),
+) -> None:
+    """Export every network of a lineup and swap them into the model repository together.
+
+    A role that is there already, from the same checkpoint with the same options, is kept. Where anything
+    fails the repository stays as it was.
+    """
+    with spinner(f"Reading lineup {lineup}") as status:
+        from tercet_export.lineup import export_lineup
+
+        manifest = export_lineup(
+            lineup,
+            repository,
+            before=lambda role, choice: status.update(f"Exporting {role}: {choice.network}"),
+            after=lambda done: console.print(
+                f"[green]✓[/green] {done.role}: {done.network} "
+                + (
+                    f"({megabytes(done.exported.bytes)}, {done.exported.seconds:.0f} s, "
+                    f"peak memory {megabytes(done.exported.peak_memory)}, "
+                    f"differs by {differences(done.exported.differences)})"
+                    if done.exported
+                    else "(unchanged)"
+                )
+            ),
+        )
+    name, fingerprint = escape(manifest["name"]), manifest["fingerprint"][:12]
+    console.print(f"Lineup [bold]{name}[/bold] ({fingerprint}) is in {repository}; next: tercet serve")
+
+
+@app.command("list")
+def list_command() -> None:
+    """Show the networks that can be exported, and the lineups that come with Tercet."""
+    with spinner("Loading"):
+        from tercet_export import registry
+        from tercet_export.lineup import available
+
+        known = registry.networks()
+    out = Console()
+    for entry in known.values():
+        options = " ".join(f"--{option.replace('_', '-')}" for option in entry.options)
+        out.print(f"[bold]{entry.name}[/bold]  {entry.title}")
+        out.print(
+            f"    role {entry.role}   options {options or 'none'}   precision {' '.join(entry.precisions)}"
+        )
+        out.print(f"    [dim]{escape(entry.source)}[/dim]")
+        out.print(f"    code {entry.code_licence}; weights {escape(entry.weights_licence)}\n")
+    out.print(f"[bold]lineups[/bold]  {', '.join(available()) or 'none'}")
+
+
+@contextmanager
+def spinner(text: str) -> Iterator:
+    """Show what is going on, on a terminal; a TercetError ends the program with its message alone."""
+    try:
+        with console.status(text) as status:
+            yield status
+    except TercetError as error:
+        console.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing was changed")
+        raise typer.Exit(130) from None
+
+
+def megabytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e6:,.1f} MB"
+
+
+def differences(largest: dict[str, float]) -> str:
+    """The largest difference of each output."""
+    return ", ".join(f"{name} {value:.1g}" for name, value in largest.items())
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Builds the `tokenizer.json` that the server reads (Hugging Face `tokenizers` form) from a network's own
+vocabulary.
+
+`clip-bpe`: CLIP's byte-pair encoding from a merges file; `wordpiece`: BERT's, from `vocab.txt`. Either may
+come as a ready `tokenizer.json`. Texts must be cleaned before CLIP's encoding as open_clip does it (ftfy,
+HTML entities, white space, lower case): that is the server's part, and no rule of this file format.
+"""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.decoders import WordPiece as WordPieceDecoder
+from tokenizers.models import BPE, WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel, Sequence, Split
+
+from tercet.errors import LineupError
+from tercet_export import checkpoints
+
+END_OF_WORD = "</w>"
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+# CLIP's words, for lower-cased text. Its own pattern ignores case, by which U+017F (long s) counts as s
+# and U+0345 as nothing; and it names the special tokens, which are left out here: a user who types one gets its
+# characters and not its id.
+CLIP_WORDS = r"'[s\x{17F}]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
+
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def build(details: dict[str, Any], source: str | None, base: Path) -> Tokenizer:
+    """The tokenizer that a role's `details["tokenizer"]` describes, from `source`.
+
+    `source` is a file relative to `base` or `hf://...`; None is open_clip's own merges file. LineupError
+    where it does not have the network's ids.
+    """
+    kind = details["kind"]
+    if kind not in BUILDERS:
+        raise LineupError(f"there is no tokenizer of kind {kind!r}: the known ones are {', '.join(BUILDERS)}")
+    if source is None and kind != "clip-bpe":
+        raise LineupError(
+            f'a {kind} tokenizer has no default vocabulary: write tokenizer = "..." in the lineup'
+        )
+    path = default_merges() if source is None else find(source, base)
+    try:
+        if path.suffix == ".json":
+            tokenizer = Tokenizer.from_file(str(path))
+        else:
+            tokenizer = BUILDERS[kind](path, details)
+    except LineupError:
+        raise
+    except Exception as error:
+        raise LineupError(f"tokenizer {path} cannot be used: {error}") from error
+    wanted = details.get("vocabulary")
+    if wanted is not None and tokenizer.get_vocab_size() > wanted:
+        raise LineupError(
+            f"tokenizer {path} has {tokenizer.get_vocab_size()} tokens and the network {wanted}: "
+            "give the vocabulary that it was trained with"
+        )
+    return tokenizer
+
+
+def find(source: str, base: Path) -> Path:
+    """The local vocabulary file; of a hub repository its tokenizer.json or vocab.txt where none is named."""
+    if source.startswith("hf://") and source.count("/") == 3:
+        return checkpoints.hub_file(source.removeprefix("hf://"), "tokenizer.json", "vocab.txt")
+    return checkpoints.resolve(source, base)
+
+
+def default_merges() -> Path:
+    """The merges file of CLIP that open_clip carries."""
+    from open_clip.tokenizer import default_bpe
+
+    return Path(default_bpe())
+
+
+def byte_symbols() -> list[str]:
+    """The 256 printable characters that stand for bytes, in the order of CLIP's ids.
+
+    Printable Latin-1 characters stand for themselves and come first; the other bytes follow as U+0100
+    onwards.
+    """
+    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(byte) for byte in own] + [chr(256 + n) for n in range(256 - len(own))]
+
+
+def clip_bpe(path: Path, details: dict[str, Any]) -> Tokenizer:
+    """CLIP's encoding with as many of the file's merges as the network's vocabulary has room for.
+
+    Ids: 256 bytes, 256 bytes that end a word, one for each merge, start, end.
+    """
+    content = path.read_bytes()
+    text = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    headers = ('"bpe_simple_vocab', "#version")
+    lines = [line for line in text.decode("utf-8").split("\n") if line and not line.startswith(headers)]
+    alphabet = byte_symbols()
+    room = details["vocabulary"] - 2 * len(alphabet) - 2
+    if not 0 <= room <= len(lines):
+        raise LineupError(
+            f"{path} has {len(lines)} merges; a vocabulary of {details['vocabulary']} tokens takes {room}"
+        )
+    merges = [(first, second) for first, second in (line.split() for line in lines[:room])]
+    tokens = [*alphabet, *(symbol + END_OF_WORD for symbol in alphabet), *map("".join, merges), START, END]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(BPE(vocabulary, merges, end_of_word_suffix=END_OF_WORD))
+    tokenizer.pre_tokenizer = Sequence(
+        [
+            Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
+            ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = ByteLevelDecoder()
+    return tokenizer
+
+
+def wordpiece(path: Path, details: dict[str, Any]) -> Tokenizer:
+    """BERT's uncased WordPiece; a token's line in `vocab.txt` is its id, an empty line an id not used."""
+    words = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    vocabulary = {word: number for number, word in enumerate(words) if word}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.decoder = WordPieceDecoder(prefix="##", cleanup=True)
+    tokenizer.add_special_tokens([token for token in BERT_SPECIALS if token in vocabulary])
+    return tokenizer
+
+
+BUILDERS = {"clip-bpe": clip_bpe, "wordpiece": wordpiece}
