@@ -211,7 +211,7 @@ def recognise(names: Mapping[str, Any]) -> str | None:
 
 
 def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], path: Path, what: str) -> None:
-    """Copy `tensors` into `module`, which must have exactly these names and shapes; see `check`."""
+    """Copy `tensors` into `module`, which must have exactly these names and shapes (see `check`)."""
     check(module.state_dict(), tensors, path, what)
     module.load_state_dict(dict(tensors))
 
@@ -219,33 +219,27 @@ def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], path: Pat
 def check(
     expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], path: Path, what: str
 ) -> None:
-    """CheckpointError unless `tensors` have exactly the names and shapes of `expected`, and finite values.
+    """CheckpointError unless `tensors` has exactly the names and shapes of `expected`, and finite values.
 
-    It names the first missing, unexpected or misshapen tensors, or the network that the file is of; `what`
-    names the network that was wanted.
+    The message names the first missing, unexpected or misshapen tensors, or the network that the file is of where it
+    is another; `what` names the network that was wanted.
     """
     family = recognise(tensors)
     if family and family != recognise(expected):
         raise CheckpointError(f"{path} looks like a checkpoint of {family}, not of {what}")
-    missing = [name for name in expected if name not in tensors]
-    unexpected = [name for name in tensors if name not in expected]
-    misshapen = [
-        f"{name} is {_shape(tensors[name])} and should be {_shape(tensor)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    problems = [
-        f"{kind}: {_some(names)}"
-        for kind, names in (
-            ("missing tensors", missing),
-            ("unexpected tensors", unexpected),
-            ("wrong shapes", misshapen),
-        )
-        if names
-    ]
-    if problems:
+    problems = {
+        "missing tensors": [name for name in expected if name not in tensors],
+        "unexpected tensors": [name for name in tensors if name not in expected],
+        "wrong shapes": [
+            f"{name} is {_shape(tensors[name])} and should be {_shape(tensor)}"
+            for name, tensor in expected.items()
+            if name in tensors and tensors[name].shape != tensor.shape
+        ],
+    }
+    found = [f"{problem}: {_some(names)}" for problem, names in problems.items() if names]
+    if found:
         raise CheckpointError(
-            f"{path} does not fit {what}. {'; '.join(problems)}. Check the network and its --arch"
+            f"{path} does not fit {what}. {'; '.join(found)}. Check the network and its --arch"
         )
     broken = [
         name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())

@@ -23,9 +23,9 @@ from tercet_export import checkpoints
 END_OF_WORD = "</w>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 
-# CLIP's words, for lower-cased text. Its own pattern ignores case, by which U+017F (long s) counts as s
-# and U+0345 as nothing; and it names the special tokens, which are left out here: a user who types one gets its
-# characters and not its id.
+# CLIP's words, for lower-cased text. Its own pattern ignores case, by which U+017F (long s) counts as s and
+# U+0345 as nothing; and it names the special tokens, which are left out here: a user who types one gets
+# its characters and not its id.
 CLIP_WORDS = r"'[s\x{17F}]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
