@@ -100,7 +100,6 @@ class GrpcTransport:
 
         deadline = time.monotonic() + timeout
         arguments = _arguments(model, inputs, outputs)
-        unreachable: list[ServerError] = []
         for address in self._rotation.turn():
             left = max(deadline - time.monotonic(), 0.001)
             try:
@@ -112,11 +111,11 @@ class GrpcTransport:
                 if not isinstance(translated, ServerUnreachable):
                     raise translated from error
                 self._rotation.rest(address)
-                unreachable.append(translated)
+                last = translated
             else:
                 self._rotation.wake(address)
                 return {name: _output(result, name, model) for name in outputs}
-        raise _all_unreachable(unreachable)
+        raise _none_answers(self._rotation.addresses, last)
 
     def ready(self, timeout: float) -> bool:
         """Whether the server at any address answers and all its models are ready."""
@@ -161,7 +160,6 @@ class AsyncGrpcTransport:
 
         deadline = time.monotonic() + timeout
         arguments = _arguments(model, inputs, outputs)
-        unreachable: list[ServerError] = []
         for address in self._rotation.turn():
             left = max(deadline - time.monotonic(), 0.001)
             try:
@@ -173,11 +171,11 @@ class AsyncGrpcTransport:
                 if not isinstance(translated, ServerUnreachable):
                     raise translated from error
                 self._rotation.rest(address)
-                unreachable.append(translated)
+                last = translated
             else:
                 self._rotation.wake(address)
                 return {name: _output(result, name, model) for name in outputs}
-        raise _all_unreachable(unreachable)
+        raise _none_answers(self._rotation.addresses, last)
 
     async def ready(self, timeout: float) -> bool:
         """Whether the server at any address answers and all its models are ready."""
@@ -264,10 +262,10 @@ def _output(result: Any, name: str, model: str) -> np.ndarray:
     return values.copy()
 
 
-def _all_unreachable(errors: list[ServerError]) -> ServerError:
-    if len(errors) == 1:
-        return errors[0]
-    return ServerUnreachable("none of the servers answers: " + "; ".join(map(str, errors)))
+def _none_answers(addresses: list[str], last: ServerUnreachable) -> ServerUnreachable:
+    if len(addresses) == 1:
+        return last
+    return ServerUnreachable(f"none of {', '.join(addresses)} answers; the last: {last}")
 
 
 # How Triton 24.10 begins its messages where a request was given no id, and where it came through an ensemble.

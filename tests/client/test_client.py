@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tercet import messages
 from tercet.async_client import AsyncClient
 from tercet.client import Client

@@ -6,6 +6,7 @@ import ftfy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tercet import composition
 from tercet.composition import TEMPLATES, check_text, compose, needs_pseudo_token, read_template, token_bound
 from tercet.errors import TextError

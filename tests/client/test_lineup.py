@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+
 from tercet.errors import LineupError
 from tercet.lineup import parse_lineup
 from tercet.testing import MANIFEST

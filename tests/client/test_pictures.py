@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+
 from tercet import pictures
 from tercet.errors import PictureError
 from tercet.pictures import encode_picture, is_picture, picture_name
