@@ -21,6 +21,7 @@ from tercet.errors import (
     GalleryIndexError,
     IndexDamaged,
     IndexMismatch,
+    InferenceError,
     InputError,
     TercetError,
 )
@@ -31,6 +32,9 @@ from tercet.index.storage import Catalogue, GraphRecord, Kind, RecoveredShard, S
 SHARD_SIZE = 4096
 UNIT_TOLERANCE = 0.01
 """How far from 1 an embedding's length may be: half precision is within 0.001."""
+
+REFUSALS_IN_A_ROW = 16
+"""So many pictures refused by the model one after the other are the server's fault, not the pictures'."""
 
 # FAISS's own default of neighbours; its default effort of 40 loses recall.
 GRAPH_NEIGHBOURS, GRAPH_BUILD_EFFORT = 32, 128
@@ -50,8 +54,10 @@ class Encoder(Protocol):
     def lineup(self) -> HasEncoderFingerprint:
         """What the server serves."""
 
-    def embed_images_iter(self, images: Iterable[Path]) -> Iterator[NDArray[np.float32] | InputError]:
-        """Per picture, in order, its unit-length embedding [D] or what is wrong with the picture."""
+    def embed_images_iter(
+        self, images: Iterable[Path]
+    ) -> Iterator[NDArray[np.float32] | InputError | InferenceError]:
+        """Per picture, in order, its unit vector [D], what is wrong with it or how the model failed."""
 
 
 @dataclass(frozen=True)
@@ -224,12 +230,15 @@ def _embed(
     on_progress: Callable[[BuildProgress], None],
 ) -> int:
     """Embed `pictures` into `writer`, add the others to `skipped`; return how many were embedded."""
-    embedded = 0
+    embedded = refusals = 0
     results = client.embed_images_iter(root / picture.name for picture in pictures)
     for done, (picture, result) in enumerate(zip(pictures, results, strict=True), start=1):
         reason = None
-        if isinstance(result, InputError):
-            reason, final = str(result), True
+        refusals = refusals + 1 if isinstance(result, InferenceError) else 0
+        if isinstance(result, InferenceError) and refusals == REFUSALS_IN_A_ROW:
+            raise result
+        if isinstance(result, TercetError):
+            reason, final = str(result), isinstance(result, InputError)
         elif not abs(float(np.linalg.norm(result)) - 1) < UNIT_TOLERANCE:
             reason, final = "the encoder gave no unit-length embedding", False
         else:

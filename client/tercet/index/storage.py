@@ -280,7 +280,8 @@ def read_names(index: Path, record: ShardRecord) -> list[str]:
     """
     path = entries_path(index, record.name)
     try:
-        names = [json.loads(line[9:])["name"] for line in path.read_bytes().splitlines()[1:]]
+        lines = path.read_bytes().splitlines()[1:]
+        names = [entry["name"] for entry in json.loads(b"[" + b",".join(line[9:] for line in lines) + b"]")]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(path, str(error)) from None
     if len(names) != record.count:

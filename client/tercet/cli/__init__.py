@@ -1,0 +1,35 @@
+"""The `tercet` command. Each command is a module beside this one and imports what it needs when it runs."""
+
+import sys
+
+import typer
+
+from tercet.cli.caption import caption
+from tercet.cli.console import printable
+from tercet.cli.index import index
+from tercet.cli.search import search
+from tercet.cli.templates import templates
+from tercet.errors import TercetError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Search a picture collection with a picture and a sentence.
+
+A search needs a server (`tercet serve`) and an index (`tercet index`).
+""",
+)
+for command in (index, search, caption, templates):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; a failure that Tercet foresaw is one message on standard error, exit code 1."""
+    try:
+        app()
+    except TercetError as error:
+        print("Error:", printable(str(error)), *getattr(error, "__notes__", []), file=sys.stderr)
+        sys.exit(1)

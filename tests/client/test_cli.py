@@ -1,0 +1,208 @@
+"""The command line: what it prints where, and its exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tercet import cli
+from tercet.cli import console
+from tests.client.gallery_kit import CountingClient, write_pictures
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in the test's folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tercet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(left.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Put a stand-in in the server's place, and give a gallery of 30 pictures."""
+    for module in ("index", "search", "caption"):
+        monkeypatch.setattr(sys.modules[f"tercet.cli.{module}"], "connect", lambda server: CountingClient())
+    write_pictures(tmp_path / "gallery", 30)
+    return tmp_path / "gallery"
+
+
+@pytest.fixture
+def indexed(stand_in: Path, run: Run) -> Path:
+    assert run("index", "gallery")[0] == 0
+    return stand_in
+
+
+def test_index_says_what_it_did(stand_in: Path, run: Run) -> None:
+    (stand_in / "bad.png").write_text("no picture")
+    code, output, errors = run("index", "gallery")
+    assert code == 0
+    assert "30 pictures in gallery.tercet: 30 embedded, 0 kept, 0 removed, 1 skipped" in output
+    assert "skipped bad.png: " in errors
+    code, output, _ = run("index", "gallery/", "--hnsw")
+    assert (code, "0 embedded, 30 kept" in output) == (0, True)
+
+
+def test_search_prints_a_table(indexed: Path, run: Run) -> None:
+    reference = "gallery/part0/0003.png"
+    code, output, errors = run(
+        "search", "gallery.tercet", "--image", reference, "--text", "in blue", "-k", "4"
+    )
+    assert (code, errors) == (0, "")
+    lines = output.splitlines()
+    assert lines[0].startswith("Caption   a picture of ")
+    assert lines[1] == f"Composed  {lines[0].split('   ')[1]}, in blue"
+    assert [line.split()[0] for line in lines[-4:]] == ["1", "2", "3", "4"]
+    assert all(Path(line.split()[2]).exists() for line in lines[-4:])
+
+
+def test_search_by_image_alone_finds_it_first_unless_excluded(indexed: Path, run: Run) -> None:
+    copy = indexed / "copy.png"
+    copy.write_bytes((indexed / "part0/0003.png").read_bytes())
+    assert run("index", "gallery")[0] == 0
+    code, output, _ = run("search", "gallery.tercet", "-i", "gallery/part0/0003.png", "-k", "2", "--json")
+    answer = json.loads(output)
+    assert {Path(result["path"]).name for result in answer["results"]} == {"0003.png", "copy.png"}
+    assert answer["results"][0]["score"] == pytest.approx(1)
+    assert answer["caption"] is None
+
+    code, output, _ = run(
+        "search",
+        "gallery.tercet",
+        "-i",
+        "gallery/part0/0003.png",
+        "-k",
+        "100",
+        "--exclude-reference",
+        "--json",
+    )
+    answer = json.loads(output)
+    assert code == 0
+    assert {Path(path).name for path in answer["excluded"]} == {"0003.png", "copy.png"}
+    assert len(answer["results"]) == 29
+    assert [result["rank"] for result in answer["results"]] == list(range(1, 30))
+
+
+def test_json_is_all_there_is_on_standard_output(indexed: Path, run: Run) -> None:
+    reference = "gallery/part0/0003.png"
+    code, output, _ = run(
+        "search", "gallery.tercet", "-i", reference, "-t", "in blue", "--json", "--sheet", "sheet.png"
+    )
+    answer = json.loads(output)
+    assert code == 0
+    assert (answer["image"], answer["text"], answer["caption_cut"]) == (reference, "in blue", False)
+    assert answer["composed"] == f"{answer['caption']}, in blue"
+    assert Path("sheet.png").stat().st_size > 1000
+
+
+def test_a_cut_caption_is_said(indexed: Path, run: Run) -> None:
+    _, output, _ = run("search", "gallery.tercet", "-i", "gallery/part0/0003.png", "-t", "word " * 73)
+    assert "the caption is cut" in output
+
+
+def test_text_alone(indexed: Path, run: Run) -> None:
+    code, output, _ = run("search", "gallery.tercet", "--text", "a red thing")
+    assert code == 0
+    assert "Caption" not in output
+
+
+def test_a_moved_gallery(indexed: Path, run: Run) -> None:
+    indexed.rename(indexed.with_name("moved"))
+    _, output, _ = run("search", "gallery.tercet", "-t", "red", "-k", "1", "--gallery", "moved", "--json")
+    assert Path(json.loads(output)["results"][0]["path"]).exists()
+
+
+def test_captions_go_on_past_a_bad_picture(stand_in: Path, run: Run) -> None:
+    Path("bad.png").write_text("no picture")
+    good = ["gallery/part0/0000.png", "gallery/part0/0003.png"]
+    code, output, errors = run("caption", good[0], "bad.png", good[1])
+    assert code == 1
+    assert [line.split(": ")[0] for line in output.splitlines()] == good
+    assert "bad.png" in errors
+    _, output, _ = run("caption", *good, "--json")
+    assert [json.loads(line)["path"] for line in output.splitlines()] == good
+
+
+def test_templates_are_listed(run: Run) -> None:
+    code, output, _ = run("templates")
+    assert code == 0
+    assert "caption-modification  {caption}, {modification}" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["search", "nowhere", "-t", "x"], 1, "the index nowhere does not exist; run `tercet index"),
+        (["search", "gallery.tercet", "-i", "nowhere.png"], 1, "nowhere.png: there is no such file"),
+        (["search", "gallery.tercet", "-t", " "], 1, "is empty"),
+        (
+            ["search", "gallery.tercet", "-i", "gallery/part0/0003.png", "-t", "x", "--template", "y"],
+            1,
+            "template",
+        ),
+        (["search", "gallery.tercet", "-t", "x", "--sheet", "a.txt"], 1, "cannot draw a.txt"),
+        (["search", "gallery.tercet"], 2, "give --image, --text, or both"),
+        (["search", "gallery.tercet", "-t", "x", "--exclude-reference"], 2, "needs the reference"),
+        (["search", "gallery.tercet", "-t", "x", "-k", "0"], 2, "1"),
+        (["index", "nowhere"], 1, "cannot read nowhere"),
+        (["index", "-"], 2, "--output"),
+        (["index", "gallery", "-o", "gallery"], 1, "gallery is there and is no index"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    indexed: Path, run: Run, arguments: list[str], code: int, message: str
+) -> None:
+    left, output, errors = run(*arguments)
+    assert left == code
+    assert message in errors
+    assert "Traceback" not in errors
+    if code == 1:
+        assert len(errors.splitlines()) == 1
+        assert "rank" not in output or "--sheet" in arguments
+
+
+def test_nobody_at_the_address(tmp_path: Path, run: Run) -> None:
+    write_pictures(tmp_path / "gallery", 1)
+    for command in (
+        ["index", "gallery"],
+        ["search", "gallery.tercet", "-t", "x"],
+        ["caption", "gallery/part0/0000.png"],
+    ):
+        code, output, errors = run(*command, "--server", "localhost:9")
+        assert (code, output) == (1, "")
+        assert "localhost:9" in errors
+        assert "Traceback" not in errors
+
+
+def test_file_names_cannot_steer_the_terminal(stand_in: Path, run: Run) -> None:
+    (stand_in / "\x1b[2Jwipe.png").write_bytes((stand_in / "part0/0000.png").read_bytes())
+    (stand_in / "[red]bold\udcff.png").write_bytes((stand_in / "part0/0003.png").read_bytes())
+    assert run("index", "gallery")[0] == 0
+    _, output, _ = run("search", "gallery.tercet", "-t", "x", "-k", "100")
+    assert "\x1b" not in output
+    assert "\\x1b[2Jwipe.png" in output
+    assert "[red]bold\\udcff.png" in output
+
+
+def test_help_is_quick_and_complete() -> None:
+    """No help text should wait for FAISS or gRPC."""
+    loaded = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import tercet.cli"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert "faiss" not in loaded
+    assert console.DEFAULT_SERVER == "localhost:8001"
