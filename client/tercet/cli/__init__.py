@@ -8,6 +8,7 @@ from tercet.cli.caption import caption
 from tercet.cli.console import printable
 from tercet.cli.index import index
 from tercet.cli.search import search
+from tercet.cli.serve import serve
 from tercet.cli.templates import templates
 from tercet.errors import TercetError
 
@@ -22,7 +23,7 @@ app = typer.Typer(
 A search needs a server (`tercet serve`) and an index (`tercet index`).
 """,
 )
-for command in (index, search, caption, templates):
+for command in (serve, index, search, caption, templates):
     app.command()(command)
 
 
