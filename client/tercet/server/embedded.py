@@ -2,18 +2,19 @@
 
 import http.client
 import os
-import re
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tercet.errors import ServerStartError
+from tercet.errors import ServerError, ServerStartError
 from tercet.server import guard
+from tercet.server.log import Log
 from tercet.server.ports import reserved_ports
 from tercet.server.repository import Selection, select_models
 from tercet.server.runtime import (
@@ -30,7 +31,6 @@ Progress = Callable[[str, int, int], None]
 
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.1
-LOG_LINES = 12
 # What a web page or another user of this machine must not reach: loading a model is running its code.
 CLOSED = "model-repository,shared-memory,trace,logging"
 
@@ -54,6 +54,7 @@ class EmbeddedServer:
         timeout: seconds within which every model must be ready.
         log_file: file that gets Triton's log; None keeps it only while the server runs.
         progress: called as models become ready.
+        on_log: called with each line of Triton's log as it is written, from a thread of its own.
 
     Raises:
         ServerStartError: from `start` (and on entering the context), with cause and cure.
@@ -72,6 +73,7 @@ class EmbeddedServer:
         timeout: float = 600.0,
         log_file: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
+        on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.repository = Path(repository)
         self.host = host
@@ -83,9 +85,11 @@ class EmbeddedServer:
         self._timeout = timeout
         self._log_file = None if log_file is None else Path(log_file)
         self._progress = progress
+        self._on_log = on_log
         self._runtime: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
-        self._log_start = 0
+        self._follower: threading.Thread | None = None
+        self._ended = threading.Event()
 
     @property
     def http_address(self) -> str:
@@ -130,10 +134,10 @@ class EmbeddedServer:
                 self.ports = ports
                 self._runtime, lock = create_runtime(installation, self.repository)
                 try:
-                    self._launch(installation, selection, lock)
+                    log = self._launch(installation, selection, lock)
                 finally:
                     os.close(lock)
-                self._wait(selection)
+                self._wait(selection, log)
         except BaseException:
             self.stop()
             raise
@@ -151,9 +155,31 @@ class EmbeddedServer:
             except subprocess.TimeoutExpired:
                 self._guard.kill()
                 self._guard.wait()
+        self._ended.set()
+        if self._follower is not None:
+            self._follower.join()
         if self._runtime is not None:
             remove_runtime(self._runtime)
             self._runtime = None
+
+    def check(self) -> None:
+        """Raise if the server, or the Python process of a model, has ended by itself.
+
+        Triton does not restart such a process, and says that it is ready all the same.
+
+        Raises:
+            ServerError: names what has ended.
+        """
+        if self._guard is None or self._guard.poll() is not None:
+            raise ServerError(
+                "Triton does not run: it was stopped, or killed (by the system, when memory is short)"
+            )
+        for triton in guard.children(self._guard.pid):
+            for stub in guard.children(triton):
+                if guard.ended(stub):
+                    raise ServerError(
+                        "the process of a model was killed, perhaps for want of memory: restart the server"
+                    )
 
     def __enter__(self) -> Self:
         return self.start()
@@ -195,42 +221,49 @@ class EmbeddedServer:
             flags.append("--disable-auto-complete-config")
         return [str(binary), *flags, *(f"--load-model={name}" for name in selection.models)]
 
-    def _launch(self, installation: Installation, selection: Selection, lock: int) -> None:
-        """Start the guard, which starts Triton; both write to the log file."""
+    def _launch(self, installation: Installation, selection: Selection, lock: int) -> Log:
+        """Start the guard, which starts Triton; both write to the log that is returned."""
         assert self._runtime is not None
         script = [sys.executable, "-I", "-S", str(guard.__file__), str(os.getpid())]
         command = self._command(installation.binary, self._runtime, selection)
-        with self.log_file.open("ab") as log:
-            self._log_start = log.tell()
+        with self.log_file.open("ab") as file:
+            log = Log(self.log_file, file.tell())
             self._guard = subprocess.Popen(
                 [*script, str(self._runtime), str(GRACE_SECONDS), *command],
                 env=environment(installation, self._runtime),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=file,
+                stderr=file,
                 pass_fds=(lock,),
                 # A Ctrl-C in the terminal is for us: we stop the server in order.
                 start_new_session=True,
             )
+        if self._on_log is not None:
+            self._follower = threading.Thread(
+                target=log.follow, args=(self._on_log, self._ended), daemon=True
+            )
+            self._follower.start()
+        return log
 
-    def _wait(self, selection: Selection) -> None:
-        """Wait until Triton says that it is ready; report each model as its log tells of it."""
+    def _wait(self, selection: Selection, log: Log) -> None:
+        """Wait until Triton says that it is ready; report each model as the log tells of it."""
         deadline = time.monotonic() + self._timeout
-        ready: set[str] = set()
-        while not self._answers():
-            if not self.running:
-                raise ServerStartError(explain_failure(self._log()))
-            loaded = re.findall(r"successfully loaded '([^']+)'", self._log())
-            for name in loaded:
-                if name not in ready and self._progress is not None:
-                    self._progress(name, len(ready) + 1, len(selection.models))
-                ready.add(name)
+        ready: list[str] = []
+        while len(ready) < len(selection.models):
+            answers, running = self._answers(), self.running
+            for name in selection.models if answers else log.loaded():
+                if name not in ready:
+                    ready.append(name)
+                    if self._progress is not None:
+                        self._progress(name, len(ready), len(selection.models))
+            if not running:
+                raise log.failure()
             if time.monotonic() > deadline:
                 late = ", ".join(name for name in selection.models if name not in ready)
                 raise ServerStartError(
-                    f"not ready within {self._timeout:g} s: {late or 'Triton itself'}; allow more (timeout)"
+                    f"not ready within {self._timeout:g} s: {late}; allow more time (timeout)"
                 )
-            time.sleep(POLL_SECONDS)
+            time.sleep(0 if answers else POLL_SECONDS)
 
     def _answers(self) -> bool:
         """Whether Triton says that all its models are ready; it listens only after loading them."""
@@ -243,18 +276,3 @@ class EmbeddedServer:
             return False
         finally:
             connection.close()
-
-    def _log(self) -> str:
-        """Return what this server has written to its log."""
-        with self.log_file.open("rb") as log:
-            log.seek(self._log_start)
-            return log.read().decode(errors="replace")
-
-
-def explain_failure(log: str) -> str:
-    """Return why Triton ended while it started: what its log says of the models that failed, or its end."""
-    failed = re.findall(r"failed to load '([^']+)' version \d+: (.*?)\"?$", log, re.MULTILINE)
-    if failed:
-        return "\n".join(f"model {name} cannot be loaded: {reason}" for name, reason in failed)
-    lines = [line for line in log.splitlines() if line.strip() and line[0] not in "+|"]
-    return "\n  ".join(["Triton ended while it started. The end of its log:", *lines[-LOG_LINES:]])

@@ -33,18 +33,24 @@ def remove_shared_memory(prefix: str) -> None:
         file.unlink(missing_ok=True)
 
 
+def _status(process: int | str) -> list[str]:
+    """Return a process's fields in /proc from its state on; none where there is no such process."""
+    try:
+        # The command's name, in parentheses, may itself hold spaces and parentheses.
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def children(parent: int) -> list[int]:
     """Return the processes whose parent is `parent`."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # The command's name, in parentheses, may itself hold spaces and parentheses.
-            fields = status.read_text(errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue  # ended meanwhile
-        if int(fields[1]) == parent:
-            found.append(int(status.parent.name))
-    return found
+    processes = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    return [int(process) for process in processes if _status(process)[1:2] == [str(parent)]]
+
+
+def ended(process: int) -> bool:
+    """Whether a process has ended, even if its parent has not taken note."""
+    return _status(process)[:1] in ([], ["Z"])
 
 
 def kill_children() -> None:

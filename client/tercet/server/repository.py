@@ -26,6 +26,15 @@ class Selection:
     complete: bool
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a model's: it has a configuration, or a version."""
+    if not folder.is_dir():
+        return False
+    return any(
+        entry.name in ("config.pbtxt", "configs") or entry.name.isdecimal() for entry in folder.iterdir()
+    )
+
+
 def read_configuration(model: Path, config_name: str | None = None) -> ModelConfig:
     """Read a model's config.pbtxt, or `configs/<config_name>.pbtxt` where the model has one, as Triton does.
 
@@ -46,6 +55,11 @@ def read_configuration(model: Path, config_name: str | None = None) -> ModelConf
 def steps(configuration: ModelConfig) -> list[str]:
     """Return the models that an ensemble consists of; none for any other model."""
     return [step.model_name for step in configuration.ensemble_scheduling.step]
+
+
+def closure(name: str, configurations: Mapping[str, ModelConfig]) -> set[str]:
+    """Return a model and, for an ensemble, its steps and theirs."""
+    return {name}.union(*(closure(member, configurations) for member in steps(configurations[name])))
 
 
 def missing_file(model: Path, configuration: ModelConfig) -> Path | None:
@@ -84,20 +98,21 @@ def select_models(
     """
     if not repository.is_dir():
         raise ServerStartError(f"there is no model repository at {repository}: name an existing folder")
-    folders = [folder for folder in repository.iterdir() if folder.is_dir() and folder.name[0] != "."]
+    folders = [folder for folder in repository.iterdir() if folder.name[0] != "." and is_model(folder)]
     configurations = {folder.name: read_configuration(folder, config_name) for folder in sorted(folders)}
     wanted = tuple(configurations) if only is None else only
     reasons = {name: reason_against(name, configurations, repository) for name in wanted}
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
-    chosen = {name for name in wanted if name not in left_out}
+    chosen = {member for name in wanted if name not in left_out for member in closure(name, configurations)}
     if (only is not None and left_out) or not chosen:
-        causes = "\n".join(f"  {name}: {reason}" for name, reason in left_out.items())
-        raise ServerStartError(f"cannot serve from {repository}:\n{causes or '  it holds no model'}")
+        error = ServerStartError(
+            f"cannot serve from {repository}{':' if left_out else ', which holds no model'}"
+        )
+        for name, reason in left_out.items():
+            error.add_note(f"  {name}: {reason}")
+        raise error
     return Selection(
         models=tuple(sorted(chosen)),
         left_out=left_out,
-        complete=all(
-            configurations[name].input and configurations[name].output
-            for name in chosen.union(*(steps(configurations[model]) for model in chosen))
-        ),
+        complete=all(configurations[name].input and configurations[name].output for name in chosen),
     )
