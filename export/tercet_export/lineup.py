@@ -82,7 +82,7 @@ def available() -> list[str]:
     return sorted(path.stem for path in LINEUPS.glob("*.toml"))
 
 
-def read_lineup(name_or_file: str) -> tuple[Lineup, Path]:
+def read_lineup(name_or_file: str | Path) -> tuple[Lineup, Path]:
     """A lineup and the folder its paths are relative to; LineupError names the field that is wrong."""
     path = LINEUPS / f"{name_or_file}.toml"
     if not path.is_file():
@@ -109,7 +109,7 @@ def read_lineup(name_or_file: str) -> tuple[Lineup, Path]:
 
 
 def export_lineup(
-    name_or_file: str,
+    name_or_file: str | Path,
     target: Path,
     *,
     before: Callable[[str, Choice], None] = lambda role, choice: None,
