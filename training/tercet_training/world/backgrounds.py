@@ -331,8 +331,12 @@ def space(rng: np.random.Generator, size: int) -> Image.Image:
     """Stars, nebulae and planets."""
     half = size // 2
     field = gradient(half, (8, 8, 22), (14, 10, 30))
-    for tint in rng.random((2, 3), np.float32):
-        field = grain(field, 46 * np.maximum(0, noise(rng, half, 4, 9) - 0.2), tint)
+    for _ in range(2):
+        field = grain(
+            field,
+            46 * np.maximum(noise(rng, half, 4, 9) - 0.2, 0).astype(np.float32),
+            rng.random(3).astype(np.float32),
+        )
     image = to_image(field, 2)
     draw = ImageDraw.Draw(image)
 

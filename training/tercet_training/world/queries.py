@@ -1,9 +1,9 @@
 """Galleries with composed queries whose answers are known.
 
 A query is a reference picture and a modification. The subject after the modification decides the answer: what
-neither the subject nor the modification says (the other background, the other style) is free, as in the object
-composition and domain conversion protocols of Pic2Word (Saito et al., 2023). Every picture of the gallery that
-fits is a target. The reference never fits, and as in CIRR's protocol it is not a candidate of its own query:
+neither the subject nor the modification says (the other background, the other style) is free, as in the
+object composition and domain conversion protocols of Pic2Word (Saito et al., 2023). Every picture of the
+gallery that fits is a target. The reference never fits, and as in CIRR it is not a candidate of its own query:
 leave it out when searching.
 
 Hard negatives by construction: the reference's subject on other backgrounds, in other styles and with other
@@ -121,10 +121,10 @@ def modify(reference: Scene, kind: str, rng: np.random.Generator) -> tuple[str, 
 
 
 def make_gallery(seed: int, pictures: int, queries: int) -> Gallery:
-    """`pictures` scenes in random order and `queries` composed queries, always the same for the same arguments.
+    """`pictures` scenes in random order and `queries` composed queries; equal arguments, equal galleries.
 
     Raises:
-        ValueError: too few pictures: each query needs a target and a near variant, five of them share a reference.
+        ValueError: too few pictures: a query needs a target and a near variant, and five share a reference.
     """
     needed = 2 * queries + -(-queries // len(KINDS))
     if pictures < needed:
