@@ -45,7 +45,7 @@ class Geometry:
 
 
 def apply(picture: Image.Image, geometry: Geometry) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return u8 [size, size, 3] and its place in the whole picture, f32 [4]: left, top, right, bottom, 0..1."""
+    """Return u8 [size, size, 3] and its place in the picture, f32 [4]: left, top, right, bottom in 0..1."""
     size, kernel = geometry.size, KERNELS[geometry.kernel]
     if geometry.resize == "stretch":
         whole = np.array([0, 0, 1, 1], np.float32)
