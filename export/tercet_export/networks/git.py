@@ -5,15 +5,20 @@ The modules carry the names of Microsoft's release (github.com/microsoft/Generat
 image and to the caption so far: the image's keys and values are computed once and serve every caption token.
 """
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tercet.errors import ExportError
+from tercet_export import checkpoints
+from tercet_export.networks.search import Caches, SearchOptions, empty_cache, search, store
+from tercet_export.registry import Loaded, Options, Preprocessing, architecture, register
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -38,17 +43,43 @@ class GITConfig:
     end: int = 102
     max_tokens: int = 20
 
-    @classmethod
-    def read(cls, path: Path) -> "GITConfig":
-        """The configuration in a JSON file: an object with any of the fields above."""
-        values: dict[str, Any] = json.loads(path.read_text())
-        return cls(**values)
-
 
 GIT_BASE = GITConfig()
 GIT_LARGE = GITConfig(
     patch_size=14, vision_width=1024, vision_layers=24, vision_heads=16, vision_projection=768
 )
+ARCHITECTURES = {"git-base": GIT_BASE, "git-large": GIT_LARGE}
+
+# CLIP's normalisation. The official beam search: 4 beams, GNMT's length penalty (SearchOptions' default).
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+BEAMS = 4
+
+# Where the hub's layout (transformers' GitForCausalLM) says it otherwise; {} is q, k and v, split there.
+HUB_NAMES = (
+    ("textual.embedding.words", "git.embeddings.word_embeddings"),
+    ("textual.embedding.positions", "git.embeddings.position_embeddings"),
+    ("textual.embedding.layer_norm", "git.embeddings.LayerNorm"),
+    ("textual.visual_projection", "git.visual_projection.visual_projection"),
+    ("textual.transformer.encoder", "git.encoder"),
+    ("textual.output", "output"),
+    ("image_encoder.class", "git.image_encoder.vision_model.embeddings.class"),
+    (
+        "image_encoder.positional_embedding",
+        "git.image_encoder.vision_model.embeddings.position_embedding.weight",
+    ),
+    ("image_encoder.conv1", "git.image_encoder.vision_model.embeddings.patch_embedding"),
+    ("image_encoder.ln_pre", "git.image_encoder.vision_model.pre_layrnorm"),
+    ("image_encoder.ln_post", "git.image_encoder.vision_model.post_layernorm"),
+    ("image_encoder.transformer.resblocks", "git.image_encoder.vision_model.encoder.layers"),
+    (".attn.in_proj_", ".self_attn.{}_proj."),
+    (".attn.out_proj", ".self_attn.out_proj"),
+    (".ln_1", ".layer_norm1"),
+    (".ln_2", ".layer_norm2"),
+    (".mlp.c_fc", ".mlp.fc1"),
+    (".mlp.c_proj", ".mlp.fc2"),
+)
+UNUSED = "image_encoder.proj"  # left out of the hub's layout
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -172,7 +203,8 @@ class TextLayer(nn.Module):
         """
         queries = self.project("query", x)  # (B, heads, T, d)
         queries = queries * queries.shape[-1] ** -0.5
-        to_image = queries @ image[0].transpose(-1, -2)  # (B, heads, T, N)
+        # A step has few queries: with the keys on the left they are read as they lie.
+        to_image = (image[0] @ queries.transpose(-1, -2)).transpose(-1, -2)  # (B, heads, T, N)
         to_text = queries @ text[0].transpose(-1, -2)  # (B, heads, T, S)
         to_text = to_text.masked_fill(~visible.unsqueeze(1), torch.finfo(to_text.dtype).min)
         weights = torch.cat([to_image, to_text], dim=-1).softmax(dim=-1)
@@ -254,3 +286,114 @@ class GIT(nn.Module):
         for layer, image in zip(self.textual.layers, self.encode_image(pixels), strict=True):
             x = layer.decode(x, image, layer.keys_values(x), causal)
         return self.textual.output(x)
+
+
+class Captioner(nn.Module):
+    """The `captioner` graph: normalisation, encoder and search."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: GIT, options: SearchOptions) -> None:
+        super().__init__()
+        self.network = network
+        self.options = options
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, foreground: Tensor) -> tuple[Tensor, Tensor]:
+        """U8 (B, V, V, 3) -> token_ids i64 (B, max_tokens) and score f32 (B, 1); see `search`."""
+        pixels = foreground.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
+        images = self.network.encode_image((pixels - self.mean) / self.std)
+        textual = self.network.textual
+
+        def step(
+            token_ids: Tensor, position: Tensor, visible: Tensor, caches: Caches
+        ) -> tuple[Tensor, Caches]:
+            x = textual.embed(token_ids, position)  # (B, beams, D): the beams take the place of positions
+            updated: list[Tensor] = []
+            for layer, image, *cached in zip(textual.layers, images, caches[::2], caches[1::2], strict=True):
+                keys, values = (
+                    store(cache, position, new)
+                    for cache, new in zip(cached, layer.keys_values(x), strict=True)
+                )
+                updated += [keys, values]
+                x = layer.decode(x, image, (keys, values), visible)
+            return textual.output(x), tuple(updated)
+
+        caches = tuple(empty_cache(tensor, self.options) for image in images for tensor in image)
+        return search(step, caches, foreground.shape[0], self.options)
+
+
+def read_weights(network: GIT, checkpoint: Path) -> None:
+    """Fill `network` from Microsoft's container or the hub's; CheckpointError names what does not fit."""
+    tensors = checkpoints.read(checkpoint).tensors("model")
+    if "git.embeddings.word_embeddings.weight" in tensors:
+        tensors = from_hub(network, tensors, checkpoint)
+    words, output = (tensors.get(f"textual.{name}.weight") for name in ("embedding.words", "output"))
+    if words is not None and output is not None and not torch.equal(words, output):
+        network.textual.output.weight = nn.Parameter(torch.empty_like(network.textual.output.weight))
+    checkpoints.fill(network, tensors, checkpoint, "this GIT")
+
+
+def from_hub(network: GIT, tensors: Mapping[str, Tensor], checkpoint: Path) -> dict[str, Tensor]:
+    """The hub's layout under Microsoft's names; CheckpointError speaks in the hub's names."""
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".position_ids")}
+    own = network.state_dict()
+    parts = {name: hub_names(name) for name in own if name != UNUSED}
+    expected = {
+        hub: part
+        for name, hubs in parts.items()
+        for hub, part in zip(hubs, own[name].chunk(len(hubs)), strict=True)
+    }
+    checkpoints.check(expected, tensors, checkpoint, "this GIT in the hub's layout")
+    joined = {name: torch.cat([tensors[hub] for hub in hubs]) for name, hubs in parts.items()}
+    return joined | {UNUSED: torch.zeros_like(own[UNUSED])}
+
+
+def hub_names(name: str) -> list[str]:
+    """The tensors in the hub's layout that make up the one called `name` in Microsoft's."""
+    for official, hub in HUB_NAMES:
+        name = name.replace(official, hub)
+    return [name.format(part) for part in "qkv"] if "{}" in name else [name]
+
+
+def load(checkpoint: Path, options: Options) -> Loaded:
+    """A GIT of any size, in either layout -> graph; preprocessing as in the official `inference.py`."""
+    config = architecture(options.arch or "git-base", ARCHITECTURES, GITConfig)
+    length = options.max_tokens or config.max_tokens
+    if length > config.max_positions:
+        raise ExportError(f"max_tokens {length} is more than this GIT's {config.max_positions} positions")
+    network = GIT(config)
+    read_weights(network, checkpoint)
+    return Loaded(
+        graph=Captioner(
+            network, SearchOptions(config.start, config.end, length, beams=options.beams or BEAMS)
+        ),
+        sizes={"V": config.image_size, "L": length},
+        preprocessing=Preprocessing(
+            "view", config.image_size, "shortest", "bicubic", antialias=True, mean=MEAN, std=STD
+        ),
+        details={
+            "max_tokens": length,
+            "tokenizer": {
+                "kind": "wordpiece",
+                "vocabulary": config.vocabulary,
+                "start": config.start,
+                "end": config.end,
+            },
+        },
+    )
+
+
+for size, arch in (("base", "ViT-B/16"), ("large", "ViT-L/14")):
+    register(
+        name=f"git-{size}",
+        role="captioner",
+        title=f"GIT {size} ({arch}), greedy or beam search",
+        source="https://github.com/microsoft/GenerativeImage2Text; hf://microsoft/git-" + size + "-coco",
+        code_licence="MIT",
+        weights_licence="MIT",
+        arch=f"git-{size}",
+        options=("arch", "beams", "max_tokens"),
+    )(load)
