@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # A file of more is refused before it is decoded. 100 megapixels are 300 MB of RGB.
 MOST_PIXELS = 100_000_000
 MOST_BYTES = 64 * 2**20
@@ -16,6 +16,8 @@ SHARE_KEPT = 3.0
 
 # The limit is ours and checked before any pixel is decoded; Pillow's own would only warn.
 Image.MAX_IMAGE_PIXELS = None
+# Register every format now: Pillow otherwise knows the commonest ones alone.
+Image.init()
 
 
 class PictureError(ValueError):
