@@ -4,14 +4,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tercet.cli.console import printable, shown_path
+from tercet.cli.console import printable
 
 if TYPE_CHECKING:
     from tercet.server import EmbeddedServer
@@ -51,24 +51,30 @@ def serve(
 
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        with loading_bar(hidden=logs) as progress:
-            server = EmbeddedServer(
-                repository,
-                host=host,
-                http_port=http_port,
-                grpc_port=grpc_port,
-                metrics_port=metrics_port,
-                model_config_name=model_config_name,
-                progress=progress,
-                on_log=(lambda line: print(printable(line), file=sys.stderr)) if logs else None,
-            ).start()
-        with server:
+        with ExitStack() as running:
+            with loading_bar(hidden=logs) as progress:
+                server = EmbeddedServer(
+                    repository,
+                    host=host,
+                    http_port=http_port,
+                    grpc_port=grpc_port,
+                    metrics_port=metrics_port,
+                    model_config_name=model_config_name,
+                    progress=progress,
+                    on_log=show_line if logs else None,
+                )
+                running.enter_context(server)
             print(welcome(server), flush=True)
             while True:
                 time.sleep(WATCH_SECONDS)
                 server.check()
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
+
+
+def show_line(line: str) -> None:
+    """Print a line of Triton's log."""
+    print(printable(line), file=sys.stderr)
 
 
 def interrupt(_number: int, _frame: FrameType | None) -> None:

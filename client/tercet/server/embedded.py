@@ -249,21 +249,21 @@ class EmbeddedServer:
         """Wait until Triton says that it is ready; report each model as the log tells of it."""
         deadline = time.monotonic() + self._timeout
         ready: list[str] = []
-        while len(ready) < len(selection.models):
-            answers, running = self._answers(), self.running
+        while True:
+            running, answers = self.running, self._answers()
             for name in selection.models if answers else log.loaded():
                 if name not in ready:
                     ready.append(name)
                     if self._progress is not None:
                         self._progress(name, len(ready), len(selection.models))
+            if answers:
+                return
             if not running:
                 raise log.failure()
             if time.monotonic() > deadline:
-                late = ", ".join(name for name in selection.models if name not in ready)
-                raise ServerStartError(
-                    f"not ready within {self._timeout:g} s: {late}; allow more time (timeout)"
-                )
-            time.sleep(0 if answers else POLL_SECONDS)
+                late = ", ".join(name for name in selection.models if name not in ready) or "Triton itself"
+                raise ServerStartError(f"not ready within {self._timeout:g} s: {late}; allow more (timeout)")
+            time.sleep(POLL_SECONDS)
 
     def _answers(self) -> bool:
         """Whether Triton says that all its models are ready; it listens only after loading them."""
