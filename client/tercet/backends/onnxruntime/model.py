@@ -11,6 +11,7 @@ it answers each request of a batch on its own: one that cannot run does not fail
 
 import json
 import os
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ TENSORRT_RENAMED = {
 }
 BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
+Feed = dict[str, np.ndarray]
+
 
 class ConfigurationError(Exception):
     """The configuration asks for what this backend cannot do; the model is not loaded."""
@@ -63,12 +66,17 @@ class RequestError(Exception):
     """One request cannot be run; its neighbours can."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Refuse the configuration unless `condition` holds."""
+    if not condition:
+        raise ConfigurationError(message)
+
+
 def model_file(model_folder: str, version: str, config: dict[str, Any]) -> Path:
     """Return the graph: `model.onnx`, or what the configuration names; a folder holds a `model.onnx`."""
     file = Path(model_folder) / version / (config.get("default_model_filename") or "model.onnx")
     file = file / "model.onnx" if file.is_dir() else file
-    if not file.is_file():
-        raise ConfigurationError(f"unable to find '{file}' for model '{config['name']}'")
+    require(file.is_file(), f"unable to find '{file}' for model '{config['name']}'")
     return file
 
 
@@ -78,11 +86,11 @@ def parameter(config: dict[str, Any], name: str) -> str | None:
     return None if entry is None else str(entry["string_value"])
 
 
-def integer(config: dict[str, Any], name: str, default: int = 0) -> int:
-    """Return a parameter that is an integer."""
+def integer(config: dict[str, Any], name: str) -> int:
+    """Return a parameter that is an integer, 0 where it is not given."""
     text = parameter(config, name)
     try:
-        return default if text is None else int(text)
+        return 0 if text is None else int(text)
     except ValueError as error:
         raise ConfigurationError(f"parameter {name} must be an integer, not '{text}'") from error
 
@@ -90,16 +98,17 @@ def integer(config: dict[str, Any], name: str, default: int = 0) -> int:
 def boolean(config: dict[str, Any], name: str) -> bool | None:
     """Return a parameter that is true or false, None where it is not given."""
     text = parameter(config, name)
-    if text is not None and text.lower() not in BOOLEANS:
-        raise ConfigurationError(f"parameter {name} must be true or false, not '{text}'")
-    return None if text is None else BOOLEANS[text.lower()]
+    if text is None:
+        return None
+    require(text.lower() in BOOLEANS, f"parameter {name} must be true or false, not '{text}'")
+    return BOOLEANS[text.lower()]
 
 
 def choice(config: dict[str, Any], name: str, values: list[str]) -> str:
     """Return the value that a parameter, an index into `values`, chooses (the first if it is not given)."""
     index = integer(config, name)
-    if not 0 <= index < len(values):
-        raise ConfigurationError(f"parameter {name} must be between 0 and {len(values) - 1}, not {index}")
+    last = len(values) - 1
+    require(0 <= index <= last, f"parameter {name} must be between 0 and {last}, not {index}")
     return values[index]
 
 
@@ -115,11 +124,9 @@ def session_options(config: dict[str, Any]) -> Any:
         1: levels.ORT_ENABLE_EXTENDED,
         2: levels.ORT_DISABLE_ALL,
     }.get(int(level), levels.ORT_ENABLE_ALL)
-    modes = onnxruntime.ExecutionMode
-    options.execution_mode = modes.__members__[
-        choice(config, "execution_mode", ["ORT_SEQUENTIAL", "ORT_PARALLEL"])
-    ]
-    options.intra_op_num_threads = integer(config, "intra_op_thread_count") or default_threads()
+    mode = choice(config, "execution_mode", ["ORT_SEQUENTIAL", "ORT_PARALLEL"])
+    options.execution_mode = getattr(onnxruntime.ExecutionMode, mode)
+    options.intra_op_num_threads = max(integer(config, "intra_op_thread_count"), 0) or default_threads()
     options.inter_op_num_threads = max(integer(config, "inter_op_thread_count"), 0)
     if (arena := boolean(config, "enable_mem_arena")) is not None:
         options.enable_cpu_mem_arena = arena
@@ -147,37 +154,30 @@ def execution_providers(config: dict[str, Any], kind: str, device: str) -> list[
     if kind == "GPU":
         cuda = {"device_id": device}
         for accelerator in accelerators.get("gpu_execution_accelerator", []):
-            options = accelerator.get("parameters", {})
-            if accelerator["name"] == "tensorrt":
-                providers.append(
-                    ("TensorrtExecutionProvider", {**tensorrt_options(options), "device_id": device})
-                )
-            elif accelerator["name"] == "cuda":
+            name, options = accelerator["name"], accelerator.get("parameters", {})
+            require(name in ("tensorrt", "cuda"), f"unknown Execution Accelerator '{name}' is requested")
+            if name == "cuda":
                 cuda = {**options, **cuda}
             else:
-                raise ConfigurationError(
-                    f"unknown Execution Accelerator '{accelerator['name']}' is requested"
-                )
+                tensorrt = {**tensorrt_options(options), "device_id": device}
+                providers.append(("TensorrtExecutionProvider", tensorrt))
         if config.get("parameters"):
             cuda |= cuda_options(config)
         providers.append(("CUDAExecutionProvider", cuda))
     for accelerator in accelerators.get("cpu_execution_accelerator", []):
-        if accelerator["name"] != "openvino":
-            raise ConfigurationError(f"unknown Execution Accelerator '{accelerator['name']}' is requested")
+        name = accelerator["name"]
+        require(name == "openvino", f"unknown Execution Accelerator '{name}' is requested")
         providers.append(("OpenVINOExecutionProvider", {"device_type": "CPU"}))
     return [*providers, ("CPUExecutionProvider", {})]
 
 
 def cuda_options(config: dict[str, Any]) -> dict[str, str]:
     """Return the CUDA provider's options from the parameters, with the C++ backend's own defaults."""
+    searches, strategies = ["EXHAUSTIVE", "HEURISTIC", "DEFAULT"], ["kNextPowerOfTwo", "kSameAsRequested"]
     return {
-        "cudnn_conv_algo_search": choice(
-            config, "cudnn_conv_algo_search", ["EXHAUSTIVE", "HEURISTIC", "DEFAULT"]
-        ),
+        "cudnn_conv_algo_search": choice(config, "cudnn_conv_algo_search", searches),
         "gpu_mem_limit": parameter(config, "gpu_mem_limit") or str(2**64 - 1),
-        "arena_extend_strategy": choice(
-            config, "arena_extend_strategy", ["kNextPowerOfTwo", "kSameAsRequested"]
-        ),
+        "arena_extend_strategy": choice(config, "arena_extend_strategy", strategies),
         "do_copy_in_default_stream": parameter(config, "do_copy_in_default_stream") or "1",
     }
 
@@ -188,12 +188,10 @@ def tensorrt_options(parameters: dict[str, str]) -> dict[str, str]:
     for name, value in parameters.items():
         if name == "precision_mode" and value in TENSORRT_PRECISION:
             options |= TENSORRT_PRECISION[value]
-        elif name in TENSORRT_RENAMED or name.startswith("trt_"):
-            options[TENSORRT_RENAMED.get(name, name)] = value
         else:
-            raise ConfigurationError(
-                f"TensorRT Execution Accelerator: unknown parameter '{name}' or value '{value}'"
-            )
+            known = name in TENSORRT_RENAMED or name.startswith("trt_")
+            require(known, f"TensorRT Execution Accelerator: unknown parameter '{name}' or value '{value}'")
+            options[TENSORRT_RENAMED.get(name, name)] = value
     return options
 
 
@@ -204,16 +202,14 @@ def create_session(file: Path, options: Any, providers: list[tuple[str, dict[str
     wanted = [name for name, _ in providers]
     available = onnxruntime.get_available_providers()
     for name in wanted:
-        if name not in available:
-            raise ConfigurationError(
-                f"{name} is requested, and the installed onnxruntime {onnxruntime.__version__} has only "
-                f"{', '.join(available)}: install {PACKAGES[name]} in its place, or do not request it"
-            )
-    session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-    if missing := [name for name in wanted if name not in session.get_providers()]:
-        raise ConfigurationError(
-            f"{', '.join(missing)} is requested and could not be started; the server's log has the reason"
+        require(
+            name in available,
+            f"{name} is requested, and the installed onnxruntime {onnxruntime.__version__} has only "
+            f"{', '.join(available)}: install {PACKAGES.get(name)} in its place, or do not request it",
         )
+    session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+    failed = ", ".join(name for name in wanted if name not in session.get_providers())
+    require(not failed, f"{failed} is requested and could not be started; the server's log has the reason")
     return session
 
 
@@ -231,30 +227,23 @@ def check_tensors(config: dict[str, Any], kind: str, nodes: dict[str, Any]) -> N
     batched = config["max_batch_size"] > 0
     for tensor in config[kind]:
         name = tensor["name"]
-        if name not in nodes:
-            raise ConfigurationError(
-                f"unexpected inference {kind} '{name}', allowed {kind}s are: {', '.join(nodes)}"
-            )
-        node = nodes[name]
-        if node.type not in ELEMENT_TYPES:
-            raise ConfigurationError(
-                f"{kind} '{name}' of the graph is a {node.type}, which this backend does not support"
-            )
-        if tensor["data_type"] != ELEMENT_TYPES[node.type]:
-            wanted, given = tensor["data_type"], ELEMENT_TYPES[node.type]
-            raise ConfigurationError(
-                f"configuration expects datatype {wanted} for {kind} '{name}', model provides {given}"
-            )
-        if tensor.get("allow_ragged_batch"):
-            raise ConfigurationError(
-                f"{kind} '{name}': allow_ragged_batch is not supported by the Python onnxruntime backend"
-            )
-        if tensor.get("optional") and batched:
-            raise ConfigurationError(
-                f"optional input '{name}' is not supported for models that support batching"
-            )
+        allowed = ", ".join(nodes)
+        require(name in nodes, f"unexpected inference {kind} '{name}', allowed {kind}s are: {allowed}")
+        given, wanted = ELEMENT_TYPES.get(nodes[name].type, nodes[name].type), tensor["data_type"]
+        require(
+            given == wanted,
+            f"configuration expects datatype {wanted} for {kind} '{name}', model provides {given}",
+        )
+        require(
+            not tensor.get("allow_ragged_batch"),
+            f"{kind} '{name}': allow_ragged_batch is not supported by the Python onnxruntime backend",
+        )
+        require(
+            not (tensor.get("optional") and batched),
+            f"optional input '{name}' is not supported for models that support batching",
+        )
         dims = [int(size) for size in (tensor["reshape"]["shape"] if "reshape" in tensor else tensor["dims"])]
-        check_dims(name, graph_dims(node), [-1, *dims] if batched else dims, exact=kind == "output")
+        check_dims(name, graph_dims(nodes[name]), [-1, *dims] if batched else dims, exact=kind == "output")
 
 
 def check_dims(name: str, graph: list[int], configured: list[int], exact: bool) -> None:
@@ -264,30 +253,29 @@ def check_dims(name: str, graph: list[int], configured: list[int], exact: bool) 
     fits = len(graph) == len(configured) and all(
         ours == theirs or (theirs == -1 and not exact) for ours, theirs in zip(configured, graph, strict=True)
     )
-    if not fits:
-        raise ConfigurationError(
-            f"tensor '{name}': the model's shape is {graph} but the configuration says {configured}"
-            " (with the batch in front where max_batch_size > 0); Triton's C++ backend refuses this too: "
-            "write the graph's sizes in config.pbtxt, or make the dimension dynamic in the graph"
-        )
+    require(
+        fits,
+        f"tensor '{name}': the model's shape is {graph} but the configuration says {configured}"
+        " (with the batch in front where max_batch_size > 0); Triton's C++ backend refuses this too: "
+        "write the graph's sizes in config.pbtxt, or make the dimension dynamic in the graph",
+    )
 
 
 def complete(config: dict[str, Any], session: Any) -> None:
     """Fill in what the configuration leaves out (inputs, outputs, batching), by the C++ backend's rules."""
     nodes = {"input": session.get_inputs(), "output": session.get_outputs()}
     batchable = all(graph_dims(node)[:1] == [-1] for node in [*nodes["input"], *nodes["output"]])
-    if not batchable and config["max_batch_size"] > 0:
-        raise ConfigurationError(
-            "autofill failed: model does not support batching while non-zero max_batch_size is specified"
-        )
+    require(
+        batchable or config["max_batch_size"] == 0,
+        "autofill failed: model does not support batching while non-zero max_batch_size is specified",
+    )
     if batchable and config["max_batch_size"] == 0:
         config["max_batch_size"] = DEFAULT_MAX_BATCH_SIZE
     if config["max_batch_size"] > 1 and "sequence_batching" not in config:
         config.setdefault("dynamic_batching", {})
+    batched = config["max_batch_size"] > 0
     for kind, graph in nodes.items():
-        config[kind] = config.get(kind) or [
-            complete_tensor(node, config["max_batch_size"] > 0) for node in graph
-        ]
+        config[kind] = config.get(kind) or [complete_tensor(node, batched) for node in graph]
 
 
 def complete_tensor(node: Any, batched: bool) -> dict[str, Any]:
@@ -301,9 +289,7 @@ def to_graph(name: str, array: np.ndarray, node: Any) -> np.ndarray:
     """Return a request's tensor as onnxruntime takes it."""
     if array.dtype == np.object_:
         try:
-            texts = [
-                element.decode() if isinstance(element, bytes) else str(element) for element in array.flat
-            ]
+            texts = [element.decode() for element in array.flat]
         except UnicodeDecodeError as error:
             raise RequestError(f"input '{name}' is not UTF-8: {error}") from error
         array = np.array(texts, np.object_).reshape(array.shape)
@@ -313,8 +299,7 @@ def to_graph(name: str, array: np.ndarray, node: Any) -> np.ndarray:
 def from_graph(array: np.ndarray) -> np.ndarray:
     """Return an output of onnxruntime as Triton takes it."""
     if array.dtype == np.object_:
-        encoded = [element.encode() if isinstance(element, str) else bytes(element) for element in array.flat]
-        array = np.array(encoded, np.object_).reshape(array.shape)
+        array = np.array([text.encode() for text in array.flat], np.object_).reshape(array.shape)
     return array.reshape(1) if array.ndim == 0 else np.ascontiguousarray(array)
 
 
@@ -331,10 +316,8 @@ class TritonPythonModel:
             options = onnxruntime.SessionOptions()
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             folder = Path(pb_utils.get_model_dir())
-            file = model_file(str(folder.parent), folder.name, config)
-            complete(
-                config, onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-            )
+            file = str(model_file(str(folder.parent), folder.name, config))
+            complete(config, onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"]))
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -343,12 +326,7 @@ class TritonPythonModel:
 
         config = json.loads(args["model_config"])
         for feature in UNSUPPORTED:
-            if config.get(feature):
-                raise ConfigurationError(f"{feature} is not supported by the Python onnxruntime backend")
-        if config.get("model_transaction_policy", {}).get("decoupled"):
-            raise ConfigurationError(
-                "a decoupled transaction policy is not supported by the onnxruntime backend"
-            )
+            require(not config.get(feature), f"{feature} is not supported by the Python onnxruntime backend")
         providers = execution_providers(config, args["model_instance_kind"], args["model_instance_device_id"])
         file = model_file(args["model_repository"], args["model_version"], config)
         self.session = create_session(file, session_options(config), providers)
@@ -356,10 +334,10 @@ class TritonPythonModel:
         overridable = {node.name: node for node in self.session.get_overridable_initializers()}
         outputs = {node.name: node for node in self.session.get_outputs()}
         required = [tensor["name"] for tensor in config["input"] if not tensor.get("optional")]
-        if len(required) != len(self.inputs):
-            raise ConfigurationError(
-                f"configuration expects {len(required)} inputs, model provides {len(self.inputs)}"
-            )
+        require(
+            len(required) == len(self.inputs),
+            f"configuration expects {len(required)} inputs, model provides {len(self.inputs)}",
+        )
         self.inputs |= overridable
         check_tensors(config, "input", self.inputs)
         check_tensors(config, "output", outputs)
@@ -369,50 +347,50 @@ class TritonPythonModel:
             self.run_options.add_run_config_entry(SHRINKAGE, shrinkage)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer the requests with one run of the graph, or, where that fails, with one run each."""
+        """Answer the requests, all with one run of the graph if that succeeds."""
         responses: dict[int, Any] = {}
-        feeds: dict[int, dict[str, np.ndarray]] = {}
+        feeds: dict[int, Feed] = {}
         for index, request in enumerate(requests):
             try:
                 tensors = ((tensor.name(), tensor.as_numpy()) for tensor in request.inputs())
                 feeds[index] = {name: to_graph(name, array, self.inputs[name]) for name, array in tensors}
             except RequestError as error:
                 responses[index] = failure(error, pb_utils.TritonError.INVALID_ARG)
-        wanted = {index: request.requested_output_names() for index, request in enumerate(requests)}
-        if self.batched and len(feeds) > 1:
-            try:
-                responses |= self._run(feeds, wanted)
-            except Exception as error:
-                pb_utils.Logger.log_warn(
-                    f"a batch of {len(feeds)} requests failed, each is run alone: {error}"
-                )
-        for index, feed in feeds.items():
-            if index not in responses:
-                try:
-                    responses |= self._run({index: feed}, wanted)
-                except Exception as error:
-                    responses[index] = failure(error, pb_utils.TritonError.INTERNAL)
+        wanted = [request.requested_output_names() for request in requests]
+        for batch in [feeds] if self.batched else [{index: feed} for index, feed in feeds.items()]:
+            responses |= self._answer(batch, wanted)
         return [responses[index] for index in range(len(requests))]
 
-    def _run(self, feeds: dict[int, dict[str, np.ndarray]], wanted: dict[int, list[str]]) -> dict[int, Any]:
+    def _answer(self, feeds: dict[int, Feed], wanted: list[list[str]]) -> dict[int, Any]:
+        """Run these requests as one batch; where that fails, halve it until only the culprits do."""
+        try:
+            return self._run(feeds, wanted) if feeds else {}
+        except Exception as error:
+            indices = list(feeds)
+            if len(indices) == 1:
+                return {indices[0]: failure(error, pb_utils.TritonError.INTERNAL)}
+            middle = len(indices) // 2
+            first, second = ({i: feeds[i] for i in half} for half in (indices[:middle], indices[middle:]))
+            return self._answer(first, wanted) | self._answer(second, wanted)
+
+    def _run(self, feeds: dict[int, Feed], wanted: list[list[str]]) -> dict[int, Any]:
         """Run the graph once for these requests; return the response of each."""
-        first = next(iter(feeds.values()))
-        together = first
+        batch = next(iter(feeds.values()))
+        ends: list[int] = []
+        if self.batched:
+            ends = list(accumulate(len(next(iter(feed.values()))) for feed in feeds.values()))
         if len(feeds) > 1:
-            together = {name: np.concatenate([feed[name] for feed in feeds.values()]) for name in first}
+            batch = {name: np.concatenate([feed[name] for feed in feeds.values()]) for name in batch}
         names = sorted({name for index in feeds for name in wanted[index]})
-        outputs = dict(zip(names, self.session.run(names, together, self.run_options), strict=True))
-        sizes = [len(next(iter(feed.values()))) if self.batched else 0 for feed in feeds.values()]
+        outputs = dict(zip(names, self.session.run(names, batch, self.run_options), strict=True))
         for name, array in outputs.items():
-            if self.batched and len(array) != sum(sizes):
-                raise RequestError(f"output '{name}' has {len(array)} rows for a batch of {sum(sizes)}")
+            if ends and len(array) != ends[-1]:
+                raise RequestError(f"output '{name}' has {len(array)} rows for a batch of {ends[-1]}")
+        parts = {name: np.split(array, ends[:-1]) if ends else [array] for name, array in outputs.items()}
         responses = {}
-        start = 0
-        for index, size in zip(feeds, sizes, strict=True):
-            rows = slice(start, start + size) if self.batched else ...
-            tensors = [pb_utils.Tensor(name, from_graph(outputs[name][rows])) for name in wanted[index]]
+        for place, index in enumerate(feeds):
+            tensors = [pb_utils.Tensor(name, from_graph(parts[name][place])) for name in wanted[index]]
             responses[index] = pb_utils.InferenceResponse(output_tensors=tensors)
-            start += size
         return responses
 
 
