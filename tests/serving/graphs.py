@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 Shape = Sequence[int | str]
 
-CPU = "instance_group { count: 1 kind: KIND_CPU }"
+CPU = "\ninstance_group { count: 1 kind: KIND_CPU }\n"
 
 
 def graph(
