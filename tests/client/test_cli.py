@@ -144,7 +144,8 @@ def test_templates_are_listed(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["search", "nowhere", "-t", "x"], 1, "the index nowhere does not exist; run `tercet index"),
+        (["search", "nowhere", "-t", "x"], 1, "nowhere does not exist; make one: tercet index"),
+        (["search", "gallery", "-t", "x"], 1, "gallery is not an index; make one"),
         (["search", "gallery.tercet", "-i", "nowhere.png"], 1, "nowhere.png: there is no such file"),
         (["search", "gallery.tercet", "-t", " "], 1, "is empty"),
         (

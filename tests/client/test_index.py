@@ -15,9 +15,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tercet.errors import GalleryIndexError, IndexDamaged, IndexMismatch, InputError, ServerUnreachable
-from tercet.index import GalleryIndex, build_index, storage
 
+from tercet.errors import (
+    GalleryIndexError,
+    IndexDamaged,
+    IndexMismatch,
+    InferenceError,
+    InputError,
+    ServerUnreachable,
+)
+from tercet.index import GalleryIndex, build_index, storage
 from tests.client.gallery_kit import CountingClient, vector_of, write_picture, write_pictures
 
 
@@ -224,6 +231,25 @@ def test_the_old_index_answers_until_an_update_is_done(gallery: Path, tmp_path: 
     assert content(index) == before
 
 
+def test_a_build_killed_just_before_its_end(
+    gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new shards hold pictures that the old ones still have too."""
+    index = tmp_path / "index"
+    build_index(gallery, index, CountingClient(), shard_size=16)
+    before = content(index)
+    pictures_of(gallery)[0].unlink()
+    with monkeypatch.context() as killed:
+        killed.setattr(storage, "write_catalogue", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build_index(gallery, index, CountingClient(), shard_size=16)
+    assert content(index) == before
+    client = CountingClient()
+    assert build_index(gallery, index, client, shard_size=16).pictures == 39
+    assert client.asked == 0
+    assert content(index) == expected(gallery, pictures_of(gallery))
+
+
 @pytest.mark.parametrize("picture", [0, 3, 21, 38])
 def test_a_killed_build_goes_on_where_it_was(gallery: Path, tmp_path: Path, picture: int) -> None:
     index = tmp_path / "index"
@@ -248,7 +274,7 @@ def test_an_interrupted_shard_torn_anywhere_heals(gallery: Path, tmp_path: Path)
     right = expected(gallery, pictures_of(gallery))
     files = [path.relative_to(interrupted) for path in sorted((interrupted / "shards").iterdir())]
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(st.sampled_from(files), st.floats(0, 1), st.booleans())
     def tear(file: Path, place: float, zeros: bool) -> None:
         shutil.rmtree(index, ignore_errors=True)
@@ -271,7 +297,7 @@ def same_json(text: bytes, other: Path) -> bool:
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
 def test_damage_is_noticed_and_healed(gallery: Path, tmp_path: Path, kind: storage.Kind) -> None:
-    """A flipped bit or a cut in any file is an error that names the file, and the next build repairs it."""
+    """A flipped bit, a cut or an excess in any file is an error naming it, and the next build repairs it."""
     sound = tmp_path / "sound"
     build_index(gallery, sound, CountingClient(), kind=kind, shard_size=16)
     right = content(sound)
@@ -279,8 +305,8 @@ def test_damage_is_noticed_and_healed(gallery: Path, tmp_path: Path, kind: stora
     checked = [file for file in files if file.name not in ("lock", "skipped.jsonl")]
     index = tmp_path / "index"
 
-    @settings(max_examples=40, deadline=None)
-    @given(st.sampled_from(files), st.floats(0, 1, exclude_max=True), st.integers(0, 8))
+    @settings(max_examples=50, deadline=None)
+    @given(st.sampled_from(files), st.floats(0, 1, exclude_max=True), st.integers(0, 9))
     def damage(file: Path, place: float, bit: int) -> None:
         shutil.rmtree(index, ignore_errors=True)
         shutil.copytree(sound, index)
@@ -290,6 +316,8 @@ def test_damage_is_noticed_and_healed(gallery: Path, tmp_path: Path, kind: stora
         at = int(place * len(altered))
         if bit == 8:
             del altered[at:]
+        elif bit == 9:
+            altered += altered[at:] * 3
         else:
             altered[at] ^= 1 << bit
         (index / file).write_bytes(altered)
@@ -383,6 +411,26 @@ def test_a_full_disk_is_one_clear_error(
             build_index(gallery, tmp_path / "index", CountingClient())
     build_index(gallery, tmp_path / "index", CountingClient())
     assert content(tmp_path / "index") == expected(gallery, pictures_of(gallery))
+
+
+def test_pictures_that_the_model_fails_on(gallery: Path, tmp_path: Path) -> None:
+    """One is skipped and tried again next time; many in a row are the server's fault."""
+
+    class Failing(CountingClient):
+        def __init__(self, failures: set[int]) -> None:
+            super().__init__()
+            self.failures = failures
+
+        def embed_images_iter(self, images):  # type: ignore[no-untyped-def]
+            for number, vector in enumerate(super().embed_images_iter(images)):
+                yield InferenceError(f"no memory for {number}") if number in self.failures else vector
+
+    index = tmp_path / "index"
+    with pytest.raises(InferenceError, match="no memory for 25"):
+        build_index(gallery, index, Failing(set(range(10, 40))))
+    report = build_index(gallery, index, Failing({3, 7}))
+    assert (report.kept, len(report.skipped)) == (10, 2)
+    assert build_index(gallery, index, CountingClient()).embedded == 2
 
 
 def test_embeddings_that_are_no_unit_vectors_are_not_indexed(gallery: Path, tmp_path: Path) -> None:

@@ -175,7 +175,8 @@ class ShardWriter:
         vectors, entries = self._files
         encoded = np.ascontiguousarray(vector, dtype="<f4").tobytes()
         _write_whole(vectors, encoded)
-        _write_whole(entries, _line(dataclasses.asdict(picture), encoded))
+        entry = {"name": picture.name, "size": picture.size, "mtime_ns": picture.mtime_ns}
+        _write_whole(entries, _line(entry, encoded))
         self._count += 1
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._sync()
@@ -241,7 +242,8 @@ def map_vectors(index: Path, shard: str, dimension: int) -> NDArray[np.float32]:
     count = path.stat().st_size // (4 * dimension)
     if count == 0:
         return np.empty((0, dimension), np.float32)
-    return np.memmap(path, dtype="<f4", mode="r", shape=(count, dimension))
+    # A plain array over the mapping: rows of a memmap are slow to take.
+    return np.memmap(path, dtype="<f4", mode="r", shape=(count, dimension)).view(np.ndarray)
 
 
 def recover_shard(index: Path, name: str) -> RecoveredShard | None:
@@ -355,8 +357,9 @@ def read_catalogue(index: Path) -> Catalogue:
         checksum = body.pop("sha256")
         version = body.pop("format")
     except FileNotFoundError:
-        state = "was begun and not finished" if (index / SHARDS).is_dir() else "does not exist"
-        raise IndexDamaged(f"the index {index} {state}; run `tercet index FOLDER --output {index}`") from None
+        there = "was begun and not finished" if is_index(index) else "is not an index"
+        state = there if index.exists() else "does not exist"
+        raise IndexDamaged(f"{index} {state}; make one: tercet index FOLDER --output {index}") from None
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise damaged(path, str(error)) from None
     if checksum != _body_sha256({"format": version, **body}):
