@@ -1,0 +1,84 @@
+"""Deterministic full-size checkpoints, and what the official networks compute with them.
+
+Every value follows from its tensor's name and shape alone, so no weights are stored: `*.json` list the
+official names and shapes, `*.npz` hold what the official implementation, filled by the same rules, made of an
+input.
+"""
+
+import json
+import zlib
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FOLDER = Path(__file__).parent
+Shape = tuple[int, ...]
+Rule = Callable[[str, Shape], Tensor]
+
+
+def names_and_shapes(name: str) -> dict[str, Shape]:
+    """The tensors of an official checkpoint."""
+    return {
+        tensor: tuple(shape) for tensor, shape in json.loads((FOLDER / f"{name}.json").read_text()).items()
+    }
+
+
+def expected(name: str) -> dict[str, np.ndarray]:
+    """Inputs and what the official implementation makes of them."""
+    with np.load(FOLDER / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
+def state_dict(name: str, rule: Rule) -> dict[str, Tensor]:
+    """A state dict in an official layout, each tensor made by `rule`."""
+    return {tensor: rule(tensor, shape) for tensor, shape in names_and_shapes(name).items()}
+
+
+def seeded(name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()))
+
+
+def normal(name: str, shape: Shape) -> Tensor:
+    return torch.randn(shape, generator=seeded(name))
+
+
+def by_shape(name: str, shape: Shape) -> Tensor:
+    """The rule for any network: activations keep about their size from layer to layer."""
+    last = name.rsplit(".", 1)[-1]
+    if last == "num_batches_tracked":
+        return torch.tensor(0)
+    if last == "running_mean":
+        return 0.1 * normal(name, shape)
+    if last == "running_var":
+        return 0.5 + torch.rand(shape, generator=seeded(name))
+    if len(shape) >= 2:
+        return normal(name, shape) * (1.4 / prod(shape[1:])) ** 0.5
+    if last in ("weight", "gamma") or last.startswith("scale"):
+        return 1.0 + 0.1 * normal(name, shape)
+    return 0.02 * normal(name, shape)
+
+
+def git(name: str, shape: Shape) -> Tensor:
+    """The rule for GIT: captions vary, and end only now and then."""
+    layer = "textual.transformer"
+    if name in ("textual.embedding.words.weight", "textual.output.weight"):
+        return 0.06 * normal("textual.embedding.words.weight", shape)
+    if name == "textual.embedding.positions.weight":
+        return 0.04 * normal(name, shape)
+    if name == "image_encoder.positional_embedding":
+        return 0.3 * normal(name, shape)
+    if name == "image_encoder.class_embedding":
+        return 0.5 * normal(name, shape)
+    if name == f"{layer}.encoder.layer.5.output.dense.weight":
+        return normal(name, shape) * 6.0 * (1.4 / shape[1]) ** 0.5
+    if name.startswith(layer) and name.endswith("attention.output.dense.weight"):
+        return normal(name, shape) * 0.35 * (1.4 / shape[1]) ** 0.5
+    if name == "textual.output.bias":
+        bias = 0.02 * normal(name, shape)
+        bias[102] = 1.5
+        return bias
+    return by_shape(name, shape)
