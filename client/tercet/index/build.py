@@ -238,7 +238,9 @@ def _embed(
         if isinstance(result, InferenceError) and refusals == REFUSALS_IN_A_ROW:
             raise result
         if isinstance(result, TercetError):
-            reason, final = str(result), isinstance(result, InputError)
+            # The message begins with the file's path, the list of skipped files has it already.
+            reason = str(result).removeprefix(f"{root / picture.name}: ")
+            final = isinstance(result, InputError)
         elif not abs(float(np.linalg.norm(result)) - 1) < UNIT_TOLERANCE:
             reason, final = "the encoder gave no unit-length embedding", False
         else:
