@@ -68,7 +68,8 @@ def left_behind(name: str) -> list[str]:
 
 
 def runtime_name(server: EmbeddedServer) -> str:
-    return server.log_file.parent.name
+    assert server.runtime is not None
+    return server.runtime.name
 
 
 def wait_until(condition: object, seconds: float = 20) -> bool:
@@ -256,9 +257,7 @@ def test_start_twice_in_parallel(repository: Path) -> None:
 def test_a_killed_model_process_is_noticed(repository: Path) -> None:
     with EmbeddedServer(repository) as server:
         name = runtime_name(server)
-        assert server._guard is not None
-        (triton,) = guard.children(server._guard.pid)
-        (stub,) = guard.children(triton)
+        _, stub = server.processes()
         os.kill(stub, signal.SIGKILL)
         with pytest.raises(ServerError, match="process of a model was killed"):
             wait_until(lambda: server.check(), 3)
@@ -269,7 +268,7 @@ OWNER = """
 import sys, time
 from tercet.server import EmbeddedServer
 with EmbeddedServer(sys.argv[1]) as server:
-    print(server.log_file.parent.name, server._guard.pid, flush=True)
+    print(server.runtime.name, server._guard.pid, flush=True)
     time.sleep(600)
 """
 

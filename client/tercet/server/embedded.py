@@ -86,7 +86,7 @@ class EmbeddedServer:
         self._log_file = None if log_file is None else Path(log_file)
         self._progress = progress
         self._on_log = on_log
-        self._runtime: Path | None = None
+        self.runtime: Path | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._follower: threading.Thread | None = None
         self._ended = threading.Event()
@@ -111,11 +111,11 @@ class EmbeddedServer:
         """The file that Triton's log goes to; it exists once the server was started."""
         if self._log_file is not None:
             return self._log_file
-        if self._runtime is None:
+        if self.runtime is None:
             raise ServerStartError(
                 "the server is not running, so there is no log: start it, or give it a log_file"
             )
-        return self._runtime / "log"
+        return self.runtime / "log"
 
     @property
     def running(self) -> bool:
@@ -132,7 +132,7 @@ class EmbeddedServer:
         try:
             with reserved_ports(self.host, self.ports) as ports:
                 self.ports = ports
-                self._runtime, lock = create_runtime(installation, self.repository)
+                self.runtime, lock = create_runtime(installation, self.repository)
                 try:
                     log = self._launch(installation, selection, lock)
                 finally:
@@ -158,28 +158,29 @@ class EmbeddedServer:
         self._ended.set()
         if self._follower is not None:
             self._follower.join()
-        if self._runtime is not None:
-            remove_runtime(self._runtime)
-            self._runtime = None
+        if self.runtime is not None:
+            remove_runtime(self.runtime)
+            self.runtime = None
+
+    def processes(self) -> list[int]:
+        """The server's processes: Triton, then one for every instance of a model."""
+        found = [] if self._guard is None else guard.children(self._guard.pid)
+        return found + [stub for triton in found for stub in guard.children(triton)]
 
     def check(self) -> None:
-        """Raise if the server, or the Python process of a model, has ended by itself.
+        """Raise if the server, or the process of a model, has ended by itself.
 
         Triton does not restart such a process, and says that it is ready all the same.
 
         Raises:
-            ServerError: names what has ended.
+            ServerError: says which.
         """
-        if self._guard is None or self._guard.poll() is not None:
+        if not self.running:
+            raise ServerError("Triton does not run: it was stopped, or killed (for want of memory, perhaps)")
+        if any(guard.ended(process) for process in self.processes()):
             raise ServerError(
-                "Triton does not run: it was stopped, or killed (by the system, when memory is short)"
+                "the process of a model was killed, for want of memory perhaps: restart the server"
             )
-        for triton in guard.children(self._guard.pid):
-            for stub in guard.children(triton):
-                if guard.ended(stub):
-                    raise ServerError(
-                        "the process of a model was killed, perhaps for want of memory: restart the server"
-                    )
 
     def __enter__(self) -> Self:
         return self.start()
@@ -223,14 +224,14 @@ class EmbeddedServer:
 
     def _launch(self, installation: Installation, selection: Selection, lock: int) -> Log:
         """Start the guard, which starts Triton; both write to the log that is returned."""
-        assert self._runtime is not None
+        assert self.runtime is not None
         script = [sys.executable, "-I", "-S", str(guard.__file__), str(os.getpid())]
-        command = self._command(installation.binary, self._runtime, selection)
+        command = self._command(installation.binary, self.runtime, selection)
         with self.log_file.open("ab") as file:
             log = Log(self.log_file, file.tell())
             self._guard = subprocess.Popen(
-                [*script, str(self._runtime), str(GRACE_SECONDS), *command],
-                env=environment(installation, self._runtime),
+                [*script, str(self.runtime), str(GRACE_SECONDS), *command],
+                env=environment(installation, self.runtime),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
