@@ -1,60 +1,61 @@
-"""Triton's side of decode_image: requests in, tensors or one error per request out."""
+"""Triton's `decode_image`: picture files to the u8 tensors that the lineup's networks take.
+
+The work is in `pictures.py` and `geometry.py`; this file only speaks with Triton. Every request is answered
+on its own: a bad picture is an error of its request and of no other in the batch.
+"""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import geometry
 import numpy as np
-import pictures
 import triton_python_backend_utils as pb_utils
+
+from .geometry import prepare, read_geometries
+from .pictures import PictureError
 
 
 class TritonPythonModel:
-    """Decodes each picture once, then gives each network what its manifest entry asks for."""
+    """One instance of the model, as Triton's Python stub drives it."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the geometry of each output from the manifest beside this file."""
-        manifest = json.loads((Path(__file__).parent / "lineup.json").read_text())
-        entries = [role["preprocessing"] for role in manifest["roles"].values() if role.get("preprocessing")]
-        self.geometries = {entry["tensor"]: geometry.Geometry.read(entry) for entry in entries}
+        """Read what the lineup's networks want from the manifest beside this file."""
+        manifest = Path(__file__).with_name("lineup.json")
+        if not manifest.is_file():
+            raise pb_utils.TritonModelException(f"{manifest} is missing: run tercet-export lineup")
+        self.geometries = read_geometries(json.loads(manifest.read_text()))
+        # Pillow leaves Python's lock while it decodes and resizes.
+        self.threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 
-    def execute(self, requests: list) -> list:
-        """Answer each request on its own: a bad picture is its own request's error."""
-        return [self.answer(request) for request in requests]
-
-    def answer(self, request: "pb_utils.InferenceRequest") -> "pb_utils.InferenceResponse":
-        """The outputs asked for, [B, ...] each."""
-        contents = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
-        names = set(request.requested_output_names())
-        try:
-            rows = [
-                self.decode(content, names, number, len(contents)) for number, content in enumerate(contents)
-            ]
-        except pictures.PictureError as error:
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Decode the pictures of a batch of requests side by side."""
+        asked = [
+            (
+                pb_utils.get_input_tensor_by_name(request, "image").as_numpy().ravel().tolist(),
+                request.requested_output_names(),
             )
-        tensors = [pb_utils.Tensor(name, np.stack([row[name] for row in rows])) for name in sorted(names)]
-        return pb_utils.InferenceResponse(tensors)
+            for request in requests
+        ]
+        return [respond(answer) for answer in self.threads.map(self.answer, asked)]
 
-    def decode(self, content: bytes, names: set[str], number: int, count: int) -> dict[str, np.ndarray]:
-        """One picture's outputs; PictureError says which picture of several it was."""
-        tensors = {"view" if name == "view_box" else name for name in names}
-        missing = tensors - self.geometries.keys()
-        if missing:
-            raise pictures.PictureError(f"this lineup has no network that takes {', '.join(sorted(missing))}")
-        wanted = [self.geometries[name] for name in tensors]
-        # Without antialiasing single pixels are picked from the full picture: a reduced one has others.
-        reducible = all(one.antialias for one in wanted)
+    def answer(self, asked: tuple[list[bytes], list[str]]) -> dict[str, np.ndarray] | PictureError:
+        """The tensors asked for, or why there are none."""
         try:
-            picture = pictures.decode(content, max(one.size for one in wanted) if reducible else None)
-        except pictures.PictureError as error:
-            raise pictures.PictureError(
-                f"picture {number + 1} of {count}: {error}" if count > 1 else str(error)
-            ) from error
-        outputs = {}
-        for one in wanted:
-            outputs[one.tensor], box = geometry.apply(picture, one)
-            if one.tensor == "view":
-                outputs["view_box"] = box
-        return outputs
+            return prepare(*asked, self.geometries)
+        except PictureError as error:
+            return error
+
+    def finalize(self) -> None:
+        """End the threads."""
+        self.threads.shutdown()
+
+
+def respond(answer: dict[str, np.ndarray] | PictureError) -> Any:
+    """The response for Triton to send."""
+    if isinstance(answer, PictureError):
+        return pb_utils.InferenceResponse(
+            error=pb_utils.TritonError(str(answer), pb_utils.TritonError.INVALID_ARG)
+        )
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in answer.items()])

@@ -1,97 +1,138 @@
-"""From an encoded file to an upright RGB picture, with everything refused that could harm the server."""
+"""Reads picture files that anyone may have sent: upright RGB pictures out of them, or the reason why not."""
 
 import io
-import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-# A file of more is refused before it is decoded. 100 megapixels are 300 MB of RGB.
-MOST_PIXELS = 100_000_000
-MOST_BYTES = 64 * 2**20
-# JPEG's own decoder may halve a picture as long as this many pixels remain for each that is wanted: the gap
-# at which Pillow's documentation (Image.resize, reducing_gap) finds hardly a difference to fair resampling.
-SHARE_KEPT = 3.0
+FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 
-# The limit is ours and checked before any pixel is decoded; Pillow's own would only warn.
-Image.MAX_IMAGE_PIXELS = None
-# Register every format now: Pillow otherwise knows the commonest ones alone.
+MAX_BYTES = 128 * 2**20
+
+# A small file can unfold to any number of pixels. Four bytes each: a third of a GiB, Pillow's own limit too.
+MAX_PIXELS = 2**30 // 12
+
+# All formats now: Pillow would load the rarer ones' code with the first picture that needs it.
 Image.init()
+
+# What turns a picture upright, by its EXIF orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class PictureError(ValueError):
-    """The file cannot be used; the message says why."""
+    """The file cannot be used; the message tells whoever sent it why, and what to do."""
 
 
-def decode(content: bytes, wanted: int | None = None) -> Image.Image:
-    """Decode the first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file into an upright RGB picture.
+def read_picture(encoded: bytes, needed: int | None = None) -> Image.Image:
+    """Decode a file to an upright RGB picture; of an animation the first frame, transparency over white.
 
-    EXIF orientation is applied, transparency laid on white, 16-bit and float samples scaled to 8 bits.
-
-    Args:
-        content: the file.
-        wanted: the shorter side that is needed; a JPEG much larger is decoded at a reduced scale. None
-            decodes at full scale.
+    `needed`: a JPEG may come back at a half, a quarter or an eighth of its size, as long as its shorter side
+    keeps this many pixels. Decoding so is several times faster. None: always whole.
 
     Raises:
-        PictureError: empty, not a picture, damaged, or too large.
+        PictureError: empty, too large, truncated, damaged, or of another format.
     """
-    if not content:
-        raise PictureError("the file is empty: send the picture's bytes")
-    if len(content) > MOST_BYTES:
+    if not encoded:
+        raise PictureError("the file is empty")
+    if len(encoded) > MAX_BYTES:
         raise PictureError(
-            f"the file has {len(content):,} bytes; at most {MOST_BYTES:,} are taken: send a smaller one"
+            f"the file's {len(encoded) / 2**20:.0f} MiB are over the limit of {MAX_BYTES // 2**20} MiB: "
+            "save it smaller or compressed"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata is no reason to complain in the server's log
-        try:
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
-        except UnidentifiedImageError:
-            raise PictureError("not a picture: send a JPEG, PNG, WebP, GIF, BMP or TIFF file") from None
-        except Exception as error:
-            raise PictureError(f"the picture cannot be read: {error}") from error
-        width, height = picture.size
-        if width * height > MOST_PIXELS:
-            raise PictureError(
-                f"the picture has {width} x {height} pixels; at most {MOST_PIXELS:,} are decoded: shrink it"
-            )
-        try:
-            if wanted is not None and picture.format in ("JPEG", "MPO"):
-                least = round(wanted * SHARE_KEPT)
-                picture.draft(None, (least, least))
-            picture.load()
-        except Exception as error:
-            raise PictureError(f"the picture is damaged or cut off: {error}") from error
-        return _to_rgb(_upright(picture))
-
-
-def _upright(picture: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:
-        return picture  # a picture with unreadable EXIF data is shown as it is stored
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise too_large(f"{width}x{height}")
+            if needed is not None and image.format in ("JPEG", "MPO"):
+                decode_reduced(image, needed)
+            image.load()
+            return flatten(turn_upright(image))
+    except PictureError:
+        raise
+    except Image.DecompressionBombError:
+        raise too_large("a multiple of that many") from None
+    except Exception as error:
+        # Pillow's decoders raise whatever a damaged file leads them to, from OSError to struct.error.
+        raise PictureError(explain(error, encoded)) from error
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _from_deep_grey(picture)
-    if "transparency" in picture.info or picture.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
-        layered = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
-    return picture.convert("RGB")
+def too_large(size: str) -> PictureError:
+    """The refusal of a picture with more pixels than `MAX_PIXELS`."""
+    return PictureError(
+        f"{size} pixels are over the limit of {MAX_PIXELS / 1e6:.0f} million: scale the picture down"
+    )
 
 
-def _from_deep_grey(picture: Image.Image) -> Image.Image:
-    """Scale grey samples of 16 bits, 32 bits or floating point to 8 bits.
+def explain(error: Exception, encoded: bytes) -> str:
+    """What is wrong with a file that Pillow could not decode."""
+    cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
+    # Pillow's WebP decoder only says that there is no picture; the container knows its own length.
+    webp = encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP"
+    if cut or (webp and int.from_bytes(encoded[4:8], "little") + 8 > len(encoded)):
+        return "the picture is truncated: its end is missing; get the whole file"
+    if isinstance(error, UnidentifiedImageError):
+        return f"the file is not a {FORMAT_NAMES} picture, or its beginning is damaged"
+    return f"the picture is damaged ({error}): get an intact file"
 
-    Integers are taken for 16-bit ones where one is over 255; floats for shares of 1 where none is over 1.
+
+def decode_reduced(image: Image.Image, needed: int) -> None:
+    """Have a JPEG decoded at the smallest scale that keeps `needed` pixels and divides its sides evenly.
+
+    Where it does not divide them, the last row or column would cover less of the picture than the others.
     """
-    samples = np.nan_to_num(np.asarray(picture, dtype=np.float64))
-    if picture.mode.startswith("I;16"):
-        samples /= 257
-    elif picture.mode == "F" and samples.max() <= 1:
-        samples *= 255
-    elif samples.max() > 255:
-        samples /= 257
-    return Image.fromarray(np.clip(np.rint(samples), 0, 255).astype(np.uint8), "L").convert("RGB")
+    width, height = image.size
+    for scale in (8, 4, 2):
+        if width % scale == height % scale == 0 and min(width, height) // scale >= needed:
+            image.draft(None, (width // scale, height // scale))
+            return
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Turn or mirror a loaded picture as its EXIF orientation says; damaged EXIF says nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        return image
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: 16 bits scaled to 8, transparency laid over white."""
+    if image.mode.startswith("I;16"):
+        return flatten_sixteen_bits(image)
+    if image.mode in ("I", "F"):
+        raise PictureError(
+            "32-bit greyscale says nothing about which value is white: save the picture with 8 or 16 bits"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)
+        return white
+    if image.mode == "RGB":
+        return image
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise PictureError(
+            f"the colour space {image.mode} is not supported: save the picture as RGB"
+        ) from None
+
+
+def flatten_sixteen_bits(image: Image.Image) -> Image.Image:
+    """16-bit greyscale, of which one value may stand for transparency, to RGB."""
+    values = np.asarray(image)
+    grey = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")

@@ -1,19 +1,22 @@
-"""Triton's side of describe_lineup: the manifest that the export wrote, as one JSON string."""
+"""Triton's `describe_lineup`: the manifest of what is served, `lineup.json`, to whoever asks."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
-    """Answers every request with lineup.json."""
+    """One instance of the model, as Triton's Python stub drives it."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the manifest beside this file."""
-        self.manifest = (Path(__file__).parent / "lineup.json").read_bytes()
+        manifest = Path(__file__).with_name("lineup.json")
+        if not manifest.is_file():
+            raise pb_utils.TritonModelException(f"{manifest} is missing: run tercet-export lineup")
+        self.lineup = np.array([manifest.read_bytes()], np.object_)
 
-    def execute(self, requests: list) -> list:
-        """The same answer to all."""
-        lineup = pb_utils.Tensor("lineup", np.array([[self.manifest]], dtype=np.object_))
-        return [pb_utils.InferenceResponse([lineup]) for _ in requests]
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer every request with the manifest."""
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("lineup", self.lineup)]) for _ in requests]

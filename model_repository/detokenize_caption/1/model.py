@@ -1,42 +1,54 @@
-"""Triton's side of detokenize_caption."""
+"""Triton's `detokenize_caption`: a captioner's token ids to text.
 
-import json
+It also hands `foreground` back: an ensemble of this Triton fails where one of its outputs is read by a later
+step too, so that the picture the captioner reads has to leave the ensemble under another name.
+"""
+
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from detokenization import detokenize
-from tokenizers import Tokenizer
+
+from .captions import detokenize, load_vocabulary
 
 
 class TritonPythonModel:
-    """Turns ids into captions, and hands the foreground on."""
+    """One instance of the model, as Triton's Python stub drives it."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the captioner's vocabulary that the export wrote beside this file."""
-        folder = Path(__file__).parent
-        entry = json.loads((folder / "lineup.json").read_text())["roles"]["captioner"]["tokenizer"]
-        self.tokenizer = Tokenizer.from_file(str(folder / entry["file"]))
-        self.end = entry["end"]
+        """Read the captioner's vocabulary from the files beside this one."""
+        try:
+            self.vocabulary = load_vocabulary(Path(__file__).parent)
+        except FileNotFoundError as error:
+            raise pb_utils.TritonModelException(
+                f"{error.filename} is missing: run tercet-export lineup"
+            ) from None
+        except KeyError as error:
+            raise pb_utils.TritonModelException(
+                f"lineup.json lacks {error}: export a lineup with a captioner"
+            ) from None
 
-    def execute(self, requests: list) -> list:
-        """Answer each request with the outputs it asks for."""
-        return [self.answer(request) for request in requests]
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request."""
+        return [self.respond(request) for request in requests]
 
-    def answer(self, request: "pb_utils.InferenceRequest") -> "pb_utils.InferenceResponse":
-        """`caption` [B, 1], and `foreground_view` where it is asked for."""
+    def respond(self, request: Any) -> Any:
+        """The response to one request."""
+        wanted = request.requested_output_names()
         outputs = []
-        for name in request.requested_output_names():
-            if name == "caption":
-                ids = pb_utils.get_input_tensor_by_name(request, "token_ids").as_numpy()
-                captions = [[detokenize(self.tokenizer, row.tolist(), self.end).encode()] for row in ids]
-                outputs.append(pb_utils.Tensor("caption", np.array(captions, dtype=np.object_)))
-                continue
+        if "caption" in wanted:
+            token_ids = pb_utils.get_input_tensor_by_name(request, "token_ids").as_numpy()
+            captions = [[text.encode()] for text in detokenize(token_ids, self.vocabulary)]
+            outputs.append(pb_utils.Tensor("caption", np.array(captions, np.object_)))
+        if "foreground_view" in wanted:
             foreground = pb_utils.get_input_tensor_by_name(request, "foreground")
             if foreground is None:
-                error = pb_utils.TritonError(
-                    "foreground_view needs the input foreground", pb_utils.TritonError.INVALID_ARG
+                return pb_utils.InferenceResponse(
+                    error=pb_utils.TritonError(
+                        "foreground_view is the input foreground, which was not given: send it too",
+                        pb_utils.TritonError.INVALID_ARG,
+                    )
                 )
-                return pb_utils.InferenceResponse(error=error)
             outputs.append(pb_utils.Tensor("foreground_view", foreground.as_numpy()))
         return pb_utils.InferenceResponse(outputs)
