@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from tercet.client import Client
-from tercet.errors import ServerError
 from tercet.index import GalleryIndex, build_index
 from tercet.server import EmbeddedServer
 
@@ -117,12 +116,3 @@ def test_a_build_stopped_with_ctrl_c(server: EmbeddedServer, gallery: Path, tmp_
         _, errors = building.communicate(timeout=30)
     assert building.returncode == 130
     assert re.search(r"Stopped\.\nEverything embedded so far is kept in gallery\.tercet", errors)
-
-
-def test_a_server_without_the_encoder(tiny_repository: Path, gallery: Path, tmp_path: Path) -> None:
-    with (
-        EmbeddedServer(tiny_repository, models=["describe_lineup", "embed_text"]) as server,
-        Client(server.grpc_address) as client,
-        pytest.raises(ServerError, match="embed_image"),
-    ):
-        build_index(gallery, tmp_path / "index", client)

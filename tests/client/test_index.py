@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tercet import testing
+from tercet.client import Client
 from tercet.errors import (
     GalleryIndexError,
     IndexDamaged,
     IndexMismatch,
     InferenceError,
     InputError,
+    ModelMissing,
     ServerUnreachable,
 )
 from tercet.index import GalleryIndex, build_index, storage
@@ -217,6 +221,20 @@ def test_a_server_that_dies_midway_costs_nothing_done(gallery: Path, tmp_path: P
     assert report.kept >= 20
     assert client.asked == 40 - report.kept
     assert content(index) == expected(gallery, pictures_of(gallery))
+
+
+def test_a_server_without_the_encoder(gallery: Path, tmp_path: Path) -> None:
+    def answer(model: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if model == "embed_image":
+            raise ModelMissing("localhost:8001 does not serve 'embed_image'")
+        return testing.answer(model, inputs)
+
+    with (
+        Client(transport=testing.FakeTransport(answer)) as client,
+        pytest.raises(ModelMissing, match="embed_image"),
+    ):
+        build_index(gallery, tmp_path / "index", client)
+    assert build_index(gallery, tmp_path / "index", CountingClient()).embedded == 40
 
 
 def test_the_old_index_answers_until_an_update_is_done(gallery: Path, tmp_path: Path) -> None:
