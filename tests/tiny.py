@@ -7,6 +7,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+
 from tercet_export.networks.clip import Architecture, build
 from tercet_export.networks.git import GIT, GITConfig
 from tercet_export.networks.isnet import ISNet, ISNetConfig
@@ -16,7 +17,28 @@ from tercet_export.vocabulary import default_merges
 SIZE = 64
 EMBEDDING = 32
 MERGES = 400
-WORDS = "a the red green blue circle square star on in of with small large sky wall grass beach two and".split()
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "star",
+    "on",
+    "in",
+    "of",
+    "with",
+    "small",
+    "large",
+    "sky",
+    "wall",
+    "grass",
+    "beach",
+    "two",
+    "and",
+]
 
 ISNET = ISNetConfig(
     stem=4,

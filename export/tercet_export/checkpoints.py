@@ -221,8 +221,8 @@ def check(
 ) -> None:
     """CheckpointError unless `tensors` has exactly the names and shapes of `expected`, and finite values.
 
-    The message names the first missing, unexpected or misshapen tensors, or the network that the file is of where it
-    is another; `what` names the network that was wanted.
+    The message names the first missing, unexpected or misshapen tensors, or the network that the file is of
+    where it is another; `what` names the network that was wanted.
     """
     family = recognise(tensors)
     if family and family != recognise(expected):

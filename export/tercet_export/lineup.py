@@ -124,10 +124,15 @@ def export_lineup(
     present = repository.read_manifest(target).get("roles", {})
     staging = repository.new_staging(target)
     try:
+        files = {
+            role: checkpoints.resolve(choice.checkpoint, base) for role, choice in lineup.choices().items()
+        }
         roles: dict[str, dict[str, Any]] = {}
         for role, choice in lineup.choices().items():
             before(role, choice)
-            roles[role], exported = _export_role(role, choice, base, present.get(role), target, staging)
+            roles[role], exported = _export_role(
+                role, choice, files[role], base, present.get(role), target, staging
+            )
             after(Progress(role, choice.network, exported))
         check_consistent(roles)
         manifest = {
@@ -145,12 +150,17 @@ def export_lineup(
 
 
 def _export_role(
-    role: str, choice: Choice, base: Path, present: Mapping[str, Any] | None, target: Path, staging: Path
+    role: str,
+    choice: Choice,
+    checkpoint: Path,
+    base: Path,
+    present: Mapping[str, Any] | None,
+    target: Path,
+    staging: Path,
 ) -> tuple[dict[str, Any], Exported | None]:
     """Stage a role's files: its entry of the manifest, and what was exported unless it was there."""
     network = registry.network(choice.network)
     options = _options(choice, base)
-    checkpoint = checkpoints.resolve(choice.checkpoint, base)
     sha256 = checkpoints.sha256(checkpoint)
     if choice.sha256 and choice.sha256.lower() != sha256:
         raise LineupError(f"{choice.checkpoint} has SHA-256 {sha256}, the lineup asks for {choice.sha256}")

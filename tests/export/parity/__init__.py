@@ -82,3 +82,30 @@ def git(name: str, shape: Shape) -> Tensor:
         bias[102] = 1.5
         return bias
     return by_shape(name, shape)
+
+
+def clip(name: str, shape: Shape) -> Tensor:
+    """The rule for CLIP: positions and tokens weigh enough to matter."""
+    last = name.rsplit(".", 1)[-1]
+    if last in ("positional_embedding", "class_embedding"):
+        return 0.3 * normal(name, shape)
+    if name == "token_embedding.weight":
+        return 0.5 * normal(name, shape)
+    if name == "logit_scale":
+        return torch.tensor(4.6052)
+    if name in ("visual.proj", "text_projection"):
+        return normal(name, shape) * shape[0] ** -0.5
+    return by_shape(name, shape)
+
+
+def pic2word() -> dict[str, object]:
+    """Pic2Word's training checkpoint: CLIP ViT-L/14 and the mapping network, both saved data-parallel."""
+    mapping = {
+        name: by_shape(f"img2text.{name}", shape)
+        for name, shape in names_and_shapes("pic2word_im2text").items()
+    }
+    dicts = {"state_dict": state_dict("pic2word_clip_vit_l14", clip), "state_dict_img2text": mapping}
+    parallel = {
+        key: {f"module.{name}": tensor for name, tensor in tensors.items()} for key, tensors in dicts.items()
+    }
+    return {"epoch": 30, "name": "run", **parallel, "optimizer": {}}

@@ -1,0 +1,280 @@
+"""Every container is read, and everything that is wrong with one is said without running its code."""
+
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from tercet.errors import CheckpointError
+from tercet_export import checkpoints
+from tercet_export.networks.isnet import ISNet
+from tercet_export.registry import Options, network
+from tests.export import parity
+from tests.tiny import ISNET, git_weights, randomise
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def tensors() -> Tensors:
+    return {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3), "c.0": torch.ones(2).half()}
+
+
+def same(found: Tensors, expected: Tensors) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+WRITERS: dict[str, Callable[[Tensors, Path], None]] = {
+    "safetensors": safetensors.torch.save_file,
+    "state dict": torch.save,
+    "legacy file": lambda tensors, path: torch.save(tensors, path, _use_new_zipfile_serialization=False),
+    "nested": lambda tensors, path: torch.save({"epoch": 1, "model": tensors}, path),
+    "data-parallel": lambda tensors, path: torch.save(
+        {"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}, path
+    ),
+    "with NumPy scalars": lambda tensors, path: torch.save(
+        {"loss": np.float64(0.25), "step": np.int64(3), "state_dict": tensors}, path
+    ),
+}
+
+
+@pytest.mark.parametrize("container", WRITERS)
+def test_containers(container: str, tensors: Tensors, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.any"
+    WRITERS[container](tensors, path)
+    assert same(checkpoints.read(path).tensors("model", "state_dict"), tensors)
+
+
+class Tree(torch.nn.Module):
+    """Modules named as the tensors' dotted names say."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            head, _, rest = name.partition(".")
+            if rest:
+                inner = {n.partition(".")[2]: t for n, t in tensors.items() if n.partition(".")[0] == head}
+                self.add_module(head, Tree(inner))
+            else:
+                self.register_buffer(head, tensor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def torchscript(tensors: Tensors, path: Path) -> None:
+    torch.jit.save(torch.jit.trace(Tree(tensors), torch.zeros(1)), path)
+
+
+def test_torchscript_archive_is_read_as_data(tensors: Tensors, tmp_path: Path) -> None:
+    strided = tensors | {"d.e.f": torch.arange(12.0).reshape(3, 4).t(), "empty": torch.zeros(0)}
+    torchscript(strided, tmp_path / "archive.pt")
+    checkpoint = checkpoints.read(tmp_path / "archive.pt")
+    assert checkpoint.container == "torchscript"
+    assert same(checkpoint.tensors("state_dict"), strided)
+
+
+class Evil:
+    """Unpickling this runs a command."""
+
+    def __reduce__(self) -> tuple[Callable, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def evil_torch(path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.ones(2)}, "epoch": Evil()}, path)
+
+
+def evil_legacy(path: Path) -> None:
+    torch.save({"a": Evil()}, path, _use_new_zipfile_serialization=False)
+
+
+def evil_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"a": Evil()}))
+
+
+def evil_torchscript(path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(Tree({"a": torch.ones(2)}), torch.zeros(1)), buffer)
+    with zipfile.ZipFile(buffer) as good, zipfile.ZipFile(path, "w") as bad:
+        for name in good.namelist():
+            bad.writestr(name, pickle.dumps(Evil()) if name.endswith("/data.pkl") else good.read(name))
+
+
+@pytest.mark.parametrize("write", [evil_torch, evil_legacy, evil_pickle, evil_torchscript])
+def test_code_in_a_checkpoint_is_never_run(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match=r"system.*nothing was executed"):
+        checkpoints.read(tmp_path / "evil.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.98])
+@pytest.mark.parametrize("container", ["safetensors", "state dict", "legacy file", "torchscript"])
+def test_truncated_file(container: str, share: float, tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.randn(64, 64), "b": torch.randn(8)}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    (torchscript if container == "torchscript" else WRITERS[container])(tensors, whole)
+    content = whole.read_bytes()
+    cut.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"cut.*(truncated|damaged|empty)"):
+        checkpoints.read(cut)
+
+
+def test_flipped_bit_in_a_zip_container(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"a": torch.zeros(4096)}, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoints.read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "cure"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"hello", "damaged"),
+        (b"PK\x03\x04 and no more", "damaged"),
+        (os.urandom(4096), "damaged"),
+    ],
+)
+def test_what_is_no_checkpoint(content: bytes, cure: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(CheckpointError, match=cure):
+        checkpoints.read(tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"state_dict": {"a": "text"}}, {}])
+def test_checkpoint_without_state_dict(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "file")
+    with pytest.raises(CheckpointError, match=r"state.dict"):
+        checkpoints.read(tmp_path / "file").tensors("state_dict")
+
+
+def load_isnet(tensors: Tensors, folder: Path) -> None:
+    torch.save(tensors, folder / "isnet.pth")
+    network("isnet").load(folder / "isnet.pth", Options(arch=str(folder / "isnet.json")))
+
+
+@pytest.fixture
+def isnet(tmp_path: Path) -> Tensors:
+    import json
+    from dataclasses import asdict
+
+    (tmp_path / "isnet.json").write_text(json.dumps(asdict(ISNET)))
+    return randomise(ISNet(ISNET), 0)
+
+
+def test_missing_tensor_is_named(isnet: Tensors, tmp_path: Path) -> None:
+    del isnet["side1.bias"]
+    with pytest.raises(CheckpointError, match=r"missing tensors: side1\.bias"):
+        load_isnet(isnet, tmp_path)
+
+
+def test_extra_tensor_is_named(isnet: Tensors, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"unexpected tensors: side7\.bias"):
+        load_isnet(isnet | {"side7.bias": torch.ones(1)}, tmp_path)
+
+
+def test_misshapen_tensor_is_named(isnet: Tensors, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"side1\.bias is 2 and should be 1"):
+        load_isnet(isnet | {"side1.bias": torch.ones(2)}, tmp_path)
+
+
+def test_values_that_are_not_finite(isnet: Tensors, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"finite numbers in side1\.bias"):
+        load_isnet(isnet | {"side1.bias": torch.tensor([float("nan")])}, tmp_path)
+
+
+def test_checkpoint_of_another_network_is_recognised(isnet: Tensors, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"GIT in Microsoft's layout, not of IS-Net"):
+        load_isnet(git_weights(), tmp_path)
+    torch.save(isnet, tmp_path / "isnet.pth")
+    with pytest.raises(CheckpointError, match="IS-Net, not of CLIP"):
+        network("clip-text").load(tmp_path / "isnet.pth", Options(arch="ViT-B-32-quickgelu"))
+    with pytest.raises(CheckpointError, match="IS-Net"):
+        network("pic2word").load(tmp_path / "isnet.pth")
+    with pytest.raises(CheckpointError, match="IS-Net"):
+        network("git-base").load(tmp_path / "isnet.pth")
+
+
+@pytest.mark.parametrize(
+    ("keys", "family"),
+    [
+        ("isnet", "IS-Net"),
+        ("clip_b32", "CLIP"),
+        ("git_base_microsoft", "GIT in Microsoft's layout"),
+        ("git_large_coco_hf_hub_layout", "GIT in the hub's layout"),
+        ("pic2word_im2text", "Pic2Word's mapping network"),
+    ],
+)
+def test_official_checkpoints_are_recognised(keys: str, family: str) -> None:
+    assert checkpoints.recognise(parity.names_and_shapes(keys)) == family
+
+
+def test_half_precision_weights_become_single(isnet: Tensors, tmp_path: Path) -> None:
+    halves = {name: t.half() if t.is_floating_point() else t for name, t in isnet.items()}
+    torch.save(halves, tmp_path / "isnet.pth")
+    loaded = network("isnet").load(tmp_path / "isnet.pth", Options(arch=str(tmp_path / "isnet.json")))
+    assert {parameter.dtype for parameter in loaded.graph.parameters()} == {torch.float32}
+
+
+def test_paths_are_relative_to_the_lineup(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"x")
+    assert checkpoints.resolve("weights.pt", tmp_path) == tmp_path / "weights.pt"
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*other\.pt"):
+        checkpoints.resolve("other.pt", tmp_path)
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path], missing: type[Exception]) -> None:
+    def download(repository: str, file: str) -> str:
+        if f"{repository}/{file}" not in files:
+            raise missing(f"{file} is not there")
+        return str(files[f"{repository}/{file}"])
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+
+def test_hub_names_are_downloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = tmp_path / "w"
+    hub(monkeypatch, {"org/net/pytorch_model.bin": weights, "org/net/a/b.pt": weights}, EntryNotFoundError)
+    assert checkpoints.resolve("hf://org/net") == weights
+    assert checkpoints.resolve("hf://org/net/a/b.pt") == weights
+    with pytest.raises(CheckpointError, match=r"has none of c\.pt"):
+        checkpoints.resolve("hf://org/net/c.pt")
+    for bad in ("hf://", "hf://org", "hf://org/"):
+        with pytest.raises(CheckpointError, match="hf://organisation/repository"):
+            checkpoints.resolve(bad)
+
+
+def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, {}, LocalEntryNotFoundError)
+    with pytest.raises(CheckpointError, match="out of reach"):
+        checkpoints.resolve("hf://org/net")
+
+
+def test_hub_cache_is_used_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The layout of huggingface_hub's own cache, with the network forbidden."""
+    snapshot = tmp_path / "models--org--net" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "models--org--net" / "refs").mkdir()
+    (tmp_path / "models--org--net" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert checkpoints.resolve("hf://org/net").read_bytes() == b"weights"
