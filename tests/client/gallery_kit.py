@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
 from tercet import testing
 from tercet.client import Client
 from tercet.errors import PictureError, ServerUnreachable

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tercet.errors import IndexMismatch, InputError
 from tercet.index import GalleryIndex
-
 from tests.client.gallery_kit import write_index
 
 D = 24
