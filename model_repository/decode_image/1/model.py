@@ -6,6 +6,7 @@ on its own: a bad picture is an error of its request and of no other in the batc
 
 import json
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class TritonPythonModel:
         if not manifest.is_file():
             raise pb_utils.TritonModelException(f"{manifest} is missing: run tercet-export lineup")
         self.geometries = read_geometries(json.loads(manifest.read_text()))
+        # Odd metadata in somebody's picture is nothing for the server's log.
+        warnings.filterwarnings("ignore", module="PIL")
         # Pillow leaves Python's lock while it decodes and resizes.
         self.threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 

@@ -10,11 +10,17 @@ FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 
 MAX_BYTES = 128 * 2**20
 
-# A small file can unfold to any number of pixels. Four bytes each: a third of a GiB, Pillow's own limit too.
-MAX_PIXELS = 2**30 // 12
+# A small file can unfold to any number of pixels, which take four bytes each while they are decoded.
+MAX_PIXELS = 100_000_000
+
+# Checked below, before anything is decoded. Pillow's own limit would warn of some pictures that are taken.
+Image.MAX_IMAGE_PIXELS = None
 
 # All formats now: Pillow would load the rarer ones' code with the first picture that needs it.
 Image.init()
+
+# How files of these formats begin (BMP's two letters may begin a text).
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
 
 # What turns a picture upright, by its EXIF orientation.
 TURNS = {
@@ -52,37 +58,31 @@ def read_picture(encoded: bytes, needed: int | None = None) -> Image.Image:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise too_large(f"{width}x{height}")
+                raise PictureError(
+                    f"{width}x{height} pixels are over the limit of {MAX_PIXELS // 10**6} million: "
+                    "scale the picture down"
+                )
             if needed is not None and image.format in ("JPEG", "MPO"):
                 decode_reduced(image, needed)
             image.load()
             return flatten(turn_upright(image))
     except PictureError:
         raise
-    except Image.DecompressionBombError:
-        raise too_large("a multiple of that many") from None
     except Exception as error:
         # Pillow's decoders raise whatever a damaged file leads them to, from OSError to struct.error.
         raise PictureError(explain(error, encoded)) from error
 
 
-def too_large(size: str) -> PictureError:
-    """The refusal of a picture with more pixels than `MAX_PIXELS`."""
-    return PictureError(
-        f"{size} pixels are over the limit of {MAX_PIXELS / 1e6:.0f} million: scale the picture down"
-    )
-
-
 def explain(error: Exception, encoded: bytes) -> str:
     """What is wrong with a file that Pillow could not decode."""
-    cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
+    if isinstance(error, UnidentifiedImageError) and not encoded.startswith(SIGNATURES):
+        return f"the file is not a {FORMAT_NAMES} picture"
     # Pillow's WebP decoder only says that there is no picture; the container knows its own length.
-    webp = encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP"
-    if cut or (webp and int.from_bytes(encoded[4:8], "little") + 8 > len(encoded)):
+    webp = encoded.startswith(b"RIFF") and int.from_bytes(encoded[4:8], "little") + 8 > len(encoded)
+    if webp or "truncated" in str(error).lower() or isinstance(error, EOFError):
         return "the picture is truncated: its end is missing; get the whole file"
-    if isinstance(error, UnidentifiedImageError):
-        return f"the file is not a {FORMAT_NAMES} picture, or its beginning is damaged"
-    return f"the picture is damaged ({error}): get an intact file"
+    detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+    return f"the picture is damaged or truncated{detail}: get the whole file anew"
 
 
 def decode_reduced(image: Image.Image, needed: int) -> None:
@@ -119,14 +119,7 @@ def flatten(image: Image.Image) -> Image.Image:
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image)
         return white
-    if image.mode == "RGB":
-        return image
-    try:
-        return image.convert("RGB")
-    except ValueError:
-        raise PictureError(
-            f"the colour space {image.mode} is not supported: save the picture as RGB"
-        ) from None
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def flatten_sixteen_bits(image: Image.Image) -> Image.Image:
