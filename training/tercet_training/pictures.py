@@ -2,11 +2,13 @@
 
 import hashlib
 import multiprocessing
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,7 +24,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Pictures:
-    """N scenes and what the networks see of them."""
+    """N scenes and what the networks see of them; the arrays may lie on disk."""
 
     scenes: list[Scene]
     view: Pixels  # (N, 64, 64, 3): shortest side, bicubic with antialiasing; for GIT and CLIP
@@ -62,36 +64,45 @@ def recipe(scenes: Sequence[Scene]) -> str:
     return digest.hexdigest()[:16]
 
 
+def open_pictures(scenes: list[Scene], folder: Path) -> Pictures:
+    """What `render_pictures` left in `folder` for these scenes, mapped from disk."""
+    place = folder / f"pictures-{recipe(scenes)}"
+    view, scene, mask = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("view", "scene", "mask"))
+    return Pictures(scenes, view, scene, mask)
+
+
 def render_pictures(
-    scenes: list[Scene], cache: Path | None = None, progress: Callable[[int], object] = lambda done: None
+    scenes: list[Scene], folder: Path, progress: Callable[[int], object] = lambda done: None
 ) -> Pictures:
-    """Render the scenes on every core.
+    """Render the scenes on every core into `folder`, unless they are there already.
 
     Args:
         scenes: what to render.
-        cache: a folder where the arrays are kept for the next time; None keeps nothing.
+        folder: takes three arrays of some 28 kB a picture.
         progress: called with the number of pictures done since the last call.
     """
-    file = None if cache is None else cache / f"pictures-{recipe(scenes)}.npz"
-    if file is not None and file.exists():
-        with np.load(file) as stored:
-            progress(len(scenes))
-            return Pictures(scenes, stored["view"], stored["scene"], stored["mask"])
-    shape = (len(scenes), SIDE, SIDE)
-    pictures = Pictures(
-        scenes, np.empty((*shape, 3), np.uint8), np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
-    )
+    place = folder / f"pictures-{recipe(scenes)}"
+    if place.exists():
+        progress(len(scenes))
+        return open_pictures(scenes, folder)
+    unfinished = place.with_suffix(".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    square = (len(scenes), SIDE, SIDE)
+    arrays = [
+        open_memmap(unfinished / f"{name}.npy", mode="w+", dtype=np.uint8, shape=shape)
+        for name, shape in (("view", (*square, 3)), ("scene", (*square, 3)), ("mask", square))
+    ]
     chunks = [scenes[start : start + CHUNK] for start in range(0, len(scenes), CHUNK)]
-    place = 0
+    done = 0
     with multiprocessing.get_context("spawn").Pool() as pool:
         for seen in pool.imap(see_all, chunks):
-            for view, scene, mask in seen:
-                pictures.view[place], pictures.scene[place], pictures.mask[place] = view, scene, mask
-                place += 1
+            for pixels in seen:
+                for array, values in zip(arrays, pixels, strict=True):
+                    array[done] = values
+                done += 1
             progress(len(seen))
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".partial.npz")
-        np.savez(unfinished, view=pictures.view, scene=pictures.scene, mask=pictures.mask)
-        unfinished.replace(file)
-    return pictures
+    for array in arrays:
+        array.flush()
+    unfinished.rename(place)
+    return open_pictures(scenes, folder)

@@ -3,8 +3,8 @@
 A query is a reference picture and a modification. The subject after the modification decides the answer: what
 neither the subject nor the modification says (the other background, the other style) is free, as in the
 object composition and domain conversion protocols of Pic2Word (Saito et al., 2023). Every picture of the
-gallery that fits is a target. The reference never fits, and as in CIRR it is not a candidate of its own query:
-leave it out when searching.
+gallery that fits is a target; one with a companion that nobody asked for does not fit. The reference never
+fits and is not a candidate of its own query (CIRR): leave it out when searching.
 
 Hard negatives by construction: the reference's subject on other backgrounds, in other styles and with other
 companions (the other queries' answers), and for every query a near variant that follows the modification with
@@ -29,8 +29,8 @@ from tercet_training.world.scenes import (
 )
 from tercet_training.world.vocabulary import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, STYLES
 
-# The queries that share one reference.
-KINDS = ("background", "background", "addition", "style", "attribute")
+# Every reference is asked one query of each kind.
+KINDS = ("background", "addition", "style", "attribute")
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,6 @@ class Wish:
             and self.background in (None, scene.background)
             and self.style in (None, scene.style)
         )
-
-    def ambiguous(self, scene: Scene) -> bool:
-        """Whether the scene is an answer but for a companion that nobody asked for."""
-        bare = replace(scene, subject=replace(scene.subject, companion=None))
-        return scene.subject.companion is not None and self.fits(bare)
 
 
 def fulfil(wish: Wish, rng: np.random.Generator) -> Scene:
@@ -124,7 +119,7 @@ def make_gallery(seed: int, pictures: int, queries: int) -> Gallery:
     """`pictures` scenes in random order and `queries` composed queries; equal arguments, equal galleries.
 
     Raises:
-        ValueError: too few pictures: a query needs a target and a near variant, and five share a reference.
+        ValueError: too few pictures: a query needs a target and a near variant, and four share a reference.
     """
     needed = 2 * queries + -(-queries // len(KINDS))
     if pictures < needed:
@@ -143,9 +138,7 @@ def make_gallery(seed: int, pictures: int, queries: int) -> Gallery:
         scenes.append(fulfil(wish, rng))
         scenes.append(fulfil(replace(wish, subject=vary(wish.subject, rng)), rng))
     while len(scenes) < pictures:
-        scene = sample_scene(rng)
-        if not any(wish.ambiguous(scene) for _, _, wish, _ in asked):
-            scenes.append(scene)
+        scenes.append(sample_scene(rng))
     order = rng.permutation(len(scenes))
     place = np.argsort(order)  # old index -> new index
     found = [
