@@ -218,6 +218,32 @@ def test_a_model_name_that_a_shell_would_take_apart_is_refused(repository: Path,
     assert "rename the folder" in failed.value.__notes__[0]
 
 
+def test_models_find_the_packages_that_we_find(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / "only_on_pythonpath.py").write_text("factor = 3")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "extra"))
+    model = repository / "triple"
+    (model / "1").mkdir(parents=True)
+    (model / "config.pbtxt").write_text('backend: "python"' + DOUBLE + CPU)
+    (model / "1" / "model.py").write_text(TRIPLE)
+    with EmbeddedServer(repository) as server:
+        np.testing.assert_array_equal(ask(server, "triple"), [[0, 3, 6]])
+
+
+TRIPLE = """
+import only_on_pythonpath
+import pytest, numpy
+import triton_python_backend_utils as pb_utils
+class TritonPythonModel:
+    def execute(self, requests):
+        factor = numpy.float32(only_on_pythonpath.factor)
+        arrays = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", array * factor)]) for array in arrays]
+"""
+
+
 def test_too_little_time_is_said(repository: Path) -> None:
     with pytest.raises(ServerStartError, match=r"not ready within 0\.01 s: double"):
         EmbeddedServer(repository, timeout=0.01).start()

@@ -201,7 +201,6 @@ class EmbeddedServer:
         options = {
             "model-repository": runtime / "repository",
             "backend-directory": runtime / "backends",
-            "backend-config": f"python,shm-region-prefix-name={runtime.name}-",
             "model-control-mode": "explicit",
             "http-address": self.host,
             "http-port": self.ports["HTTP"],
@@ -217,6 +216,12 @@ class EmbeddedServer:
         if self._model_config_name is not None:
             options["model-config-name"] = self._model_config_name
         flags = [f"--{name}={value}" for name, value in options.items()]
+        stubs = {
+            "shm-region-prefix-name": f"{runtime.name}-",
+            # How long Triton waits for a model's process to start; its own 30 s are few on a busy machine.
+            "stub-timeout-seconds": max(int(self._timeout), 30),
+        }
+        flags += [f"--backend-config=python,{name}={value}" for name, value in stubs.items()]
         if selection.complete:
             # Spares a second Python process for each model, started only to complete its configuration.
             flags.append("--disable-auto-complete-config")

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import shutil
+import site
 import sys
 import sysconfig
 import tempfile
@@ -125,11 +126,8 @@ def create_runtime(installation: Installation, repository: Path) -> tuple[Path, 
     lock = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     runtime = new.rename(parent / new.name.replace("tercet-new-", PREFIX))
-    python, onnxruntime, libraries = (
-        runtime / "backends/python",
-        runtime / "backends/onnxruntime",
-        runtime / "libraries",
-    )
+    python, onnxruntime = runtime / "backends" / "python", runtime / "backends" / "onnxruntime"
+    libraries = runtime / "libraries"
     for folder in (python, onnxruntime, libraries):
         folder.mkdir(parents=True)
     for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
@@ -138,15 +136,33 @@ def create_runtime(installation: Installation, repository: Path) -> tuple[Path, 
     (python / "triton_python_backend_stub").symlink_to(installation.stub)
     (libraries / installation.libpython.name).symlink_to(installation.libpython)
     (runtime / "repository").symlink_to(repository.resolve())
+    lay_out_python(runtime / "python")
     return runtime, lock
 
 
+def lay_out_python(folder: Path) -> None:
+    """Make a virtual environment whose interpreter finds the packages that this one finds.
+
+    The interpreter inside a stub learns from the first `python3` on PATH where it belongs; it ignores
+    PYTHONPATH and the user's own packages, which are therefore listed here.
+    """
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    packages.mkdir(parents=True)
+    (folder / "bin").mkdir()
+    base = Path(getattr(sys, "_base_executable", sys.executable))
+    (folder / "bin" / "python3").symlink_to(base)
+    (folder / "pyvenv.cfg").write_text(f"home = {base.parent}\ninclude-system-site-packages = false\n")
+    found = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    added = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    lines = [*map(os.path.abspath, added), *(f"import site; site.addsitedir({path!r})" for path in found)]
+    (packages / "tercet.pth").write_text("\n".join([*lines, ""]))
+
+
 def environment(installation: Installation, runtime: Path) -> dict[str, str]:
-    """Return the environment of the server and its stubs: ours, with its libraries and the running Python."""
+    """Return the environment of the server and its stubs: ours, with the libraries and Python laid out."""
     processors = len(os.sched_getaffinity(0))
     ours = {
-        # The interpreter inside a stub looks for `python3` on PATH to find its virtual environment.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PATH": os.pathsep.join([str(runtime / "python" / "bin"), os.environ.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(
             [str(runtime / "libraries"), str(installation.libraries), os.environ.get("LD_LIBRARY_PATH", "")]
         ).rstrip(os.pathsep),

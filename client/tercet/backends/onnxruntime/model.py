@@ -128,6 +128,8 @@ def session_options(config: dict[str, Any]) -> Any:
     options.execution_mode = getattr(onnxruntime.ExecutionMode, mode)
     options.intra_op_num_threads = max(integer(config, "intra_op_thread_count"), 0) or default_threads()
     options.inter_op_num_threads = max(integer(config, "inter_op_thread_count"), 0)
+    # Every model is a process here: threads that spin for work would take the processors from the others.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if (arena := boolean(config, "enable_mem_arena")) is not None:
         options.enable_cpu_mem_arena = arena
     if (pattern := boolean(config, "enable_mem_pattern")) is not None:
@@ -236,7 +238,7 @@ def check_tensors(config: dict[str, Any], kind: str, nodes: dict[str, Any]) -> N
         )
         require(
             not tensor.get("allow_ragged_batch"),
-            f"{kind} '{name}': allow_ragged_batch is not supported by the Python onnxruntime backend",
+            f"{kind} '{name}': allow_ragged_batch is not supported by the Python backend",
         )
         require(
             not (tensor.get("optional") and batched),
