@@ -186,7 +186,7 @@ def architecture(arch: str, known: Mapping[str, Config], kind: type[Config]) -> 
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
-            raise TypeError("a JSON object is expected")  # noqa: TRY301
+            raise TypeError("a JSON object is expected")
         return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()})
     except (OSError, ValueError, TypeError) as error:
         raise ExportError(f"architecture file {path} cannot be used: {error}") from error

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer, text_global_pool
-from tercet.errors import CheckpointError, ExportError
 from torch import Tensor, nn
 
+from tercet.errors import CheckpointError, ExportError
 from tercet_export import checkpoints
 from tercet_export.registry import Loaded, Options, Preprocessing, register
 
@@ -55,7 +55,7 @@ def find_architecture(arch: str | None, checkpoint: Path) -> Architecture:
             content = json.loads(path.read_text())
             model = content.get("model_cfg", content)
             if not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
-                raise ValueError("open_clip's embed_dim, vision_cfg and text_cfg are needed")  # noqa: TRY301
+                raise ValueError("open_clip's embed_dim, vision_cfg and text_cfg are needed")
         except (OSError, ValueError, AttributeError) as error:
             raise ExportError(f"architecture file {path} cannot be used: {error}") from error
         return Architecture(path.name, model, content.get("preprocess_cfg", {}))

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch.nn.functional as F
-from tercet.errors import CheckpointError
 from torch import Tensor, nn
 
+from tercet.errors import CheckpointError
 from tercet_export import checkpoints
 from tercet_export.registry import Loaded, Options, register
 
