@@ -45,6 +45,12 @@ def expected(gallery: Path, paths: list[Path]) -> dict[str, bytes]:
     return {str(path.relative_to(gallery)): vector_of(path.read_bytes()).tobytes() for path in paths}
 
 
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for the disk thousands of times: no test here cuts the power."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture
 def gallery(tmp_path: Path) -> Path:
     """A folder of 40 pictures."""
