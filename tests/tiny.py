@@ -1,4 +1,4 @@
-"""A lineup of tiny networks with random weights: every family, exported in seconds, for tests that need no meaning."""
+"""A lineup of tiny networks with random weights: every family, exported in seconds."""
 
 import gzip
 import json

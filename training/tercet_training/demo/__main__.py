@@ -117,7 +117,7 @@ def run(
         console.rule("4  Index")
         index_path = output / "index"
         report = build_index(paths[0].parent, index_path, client)
-        console.print(report)
+        console.print(str(report))
         index = GalleryIndex.load(index_path, encoder_fingerprint=client.lineup().encoder_fingerprint)
 
         console.rule("5  Composed queries")
