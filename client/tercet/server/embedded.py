@@ -3,6 +3,7 @@
 import http.client
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -148,7 +149,7 @@ class EmbeddedServer:
     def stop(self) -> None:
         """Stop the server and remove what it laid out; harmless when it does not run."""
         if self._guard is not None and self._guard.poll() is None:
-            self._guard.terminate()
+            self._guard.send_signal(signal.SIGTERM if self.models else guard.AT_ONCE)
         if self._guard is not None:
             try:
                 self._guard.wait(GRACE_SECONDS + 5)

@@ -23,7 +23,9 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 POLL_SECONDS = 0.1
 LINGER_SECONDS = 0.3
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# A server that is still loading does not listen to SIGTERM; nobody waits for its answers.
+AT_ONCE = signal.SIGINT
+ENDING = (signal.SIGTERM, signal.SIGHUP, AT_ONCE)
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -86,7 +88,10 @@ def wait(server: subprocess.Popen[bytes], owner: int, grace: float) -> None:
     while server.poll() is None:
         received = signal.sigtimedwait({*ENDING, signal.SIGCHLD}, POLL_SECONDS)
         now = time.monotonic()
-        if deadline is None and ((received and received.si_signo in ENDING) or os.getppid() != owner):
+        asked = received.si_signo if received and received.si_signo in ENDING else None
+        if asked == AT_ONCE:
+            server.kill()
+        elif deadline is None and (asked or os.getppid() != owner):
             server.terminate()
             deadline = now + grace
         elif deadline is not None:
