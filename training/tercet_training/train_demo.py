@@ -68,7 +68,7 @@ FULL = Plan(
     queries=400,
     isnet=Schedule(700, 64, 3e-3, weight_decay=0.0),
     encoder=Schedule(900, 64, 2e-3),
-    git=Schedule(1800, 64, 2e-3),
+    git=Schedule(1300, 64, 2e-3),
     clip=Schedule(1250, 128, 2e-3),
 )
 QUICK = Plan(
