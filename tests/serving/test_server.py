@@ -255,6 +255,12 @@ def test_numpy_2_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch) -
         EmbeddedServer(repository).start()
 
 
+def test_too_little_shared_memory_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "LEAST_SHARED_MEMORY", 2**60)
+    with pytest.raises(ServerStartError, match="--shm-size"):
+        EmbeddedServer(repository).start()
+
+
 def test_a_python_without_shared_library_is_refused(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

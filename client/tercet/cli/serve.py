@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tercet.server import EmbeddedServer
     from tercet.server.embedded import Progress
 
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 5.0
 
 
 def serve(

@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -32,8 +31,9 @@ Progress = Callable[[str, int, int], None]
 
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.1
-# What a web page or another user of this machine must not reach: loading a model is running its code.
-CLOSED = "model-repository,shared-memory,trace,logging"
+# What a web page or another user of this machine must not reach: to load a model is to run its code. The key
+# that opens it stands on the command line, which everybody can read: it is one that no header can carry.
+CLOSED = "model-repository,shared-memory,trace,logging:tercet-key=\x01\n\x01"
 
 
 class EmbeddedServer:
@@ -198,17 +198,16 @@ class EmbeddedServer:
 
     def _command(self, binary: Path, runtime: Path, selection: Selection) -> list[str]:
         """Return Triton's command line."""
-        closed = f"{CLOSED}:tercet-key={secrets.token_hex(16)}"
         options = {
             "model-repository": runtime / "repository",
             "backend-directory": runtime / "backends",
             "model-control-mode": "explicit",
             "http-address": self.host,
             "http-port": self.ports["HTTP"],
-            "http-restricted-api": closed,
+            "http-restricted-api": CLOSED,
             "grpc-address": self.host,
             "grpc-port": self.ports["gRPC"],
-            "grpc-restricted-protocol": closed,
+            "grpc-restricted-protocol": CLOSED,
             "metrics-address": self.host,
             "metrics-port": self.ports["metrics"],
             "exit-timeout-secs": int(GRACE_SECONDS / 2),

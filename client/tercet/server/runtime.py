@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tercet.errors import ServerStartError
-from tercet.server.guard import remove_shared_memory
+from tercet.server.guard import SHARED_MEMORY, remove_shared_memory
 
 PREFIX = "tercet-server-"
+LEAST_SHARED_MEMORY = 128 * 2**20
 INSTALL = 'pip install "tercet[serve]"'
 BACKEND = Path(__file__).parent.parent / "backends" / "onnxruntime" / "model.py"
 
@@ -81,6 +82,11 @@ def find_installation() -> Installation:
     if shutil.which("bash") is None:
         raise ServerStartError(
             "Triton starts its Python processes through bash, which is not on PATH: install bash"
+        )
+    if not SHARED_MEMORY.is_dir() or shutil.disk_usage(SHARED_MEMORY).free < LEAST_SHARED_MEMORY:
+        raise ServerStartError(
+            f"{SHARED_MEMORY}, through which models get their tensors, has less than "
+            f"{LEAST_SHARED_MEMORY // 2**20} MiB free: enlarge it (docker run --shm-size=1g)"
         )
     _check_numpy()
     _package_folder("onnxruntime")
@@ -158,15 +164,24 @@ def lay_out_python(folder: Path) -> None:
     (packages / "tercet.pth").write_text("\n".join([*lines, ""]))
 
 
+def processors() -> int:
+    """Return how many processors this process may use: what it is bound to, or its container's limit."""
+    bound = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(bound, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return bound  # no control groups, or no limit ("max")
+
+
 def environment(installation: Installation, runtime: Path) -> dict[str, str]:
     """Return the environment of the server and its stubs: ours, with the libraries and Python laid out."""
-    processors = len(os.sched_getaffinity(0))
     ours = {
         "PATH": os.pathsep.join([str(runtime / "python" / "bin"), os.environ.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(
             [str(runtime / "libraries"), str(installation.libraries), os.environ.get("LD_LIBRARY_PATH", "")]
         ).rstrip(os.pathsep),
-        "TERCET_THREADS": os.environ.get("TERCET_THREADS", str(processors)),
+        "TERCET_THREADS": os.environ.get("TERCET_THREADS", str(processors())),
         # Stubs are many: their numerical libraries should not each start a thread for every processor.
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
