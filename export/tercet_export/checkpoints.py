@@ -159,8 +159,11 @@ def read(path: Path) -> Checkpoint:
         try:
             with zipfile.ZipFile(path) as archive:
                 scripted = torchscript.is_torchscript(archive)
+                damaged = archive.testzip()  # torch itself does not check
         except zipfile.BadZipFile as error:
             raise CheckpointError(_damaged(path, error)) from error
+        if damaged:
+            raise CheckpointError(f"checkpoint {path} is damaged in its record {damaged}: download it again")
         if scripted:
             return Checkpoint(path, "torchscript", torchscript.read_tensors(path))
     return _read_torch(path)
@@ -182,8 +185,9 @@ def _read_torch(path: Path) -> Checkpoint:
     except UnpicklingError as error:
         stranger = re.search(r"(?:GLOBAL|class|function|callable) ([\w.]+\.\w+)", str(error))
         if stranger is None:
+            cause = str(error).rpartition("WeightsUnpickler error: ")[2].splitlines()[0]
             raise CheckpointError(
-                f"{path} is no checkpoint, or a damaged one: {_first_line(error)}"
+                f"{path} is no checkpoint, or a damaged one ({cause}): nothing was executed"
             ) from error
         raise CheckpointError(
             f"{path} asks for {stranger[1]} while it is read and could run code: nothing was executed. "

@@ -81,7 +81,7 @@ def compare(
     worst = float(difference.max(initial=0.0))
     allowed = tensor.tolerance * tolerance
     if not worst <= allowed:
-        row = int(np.nanargmax(difference.reshape(batch, -1).max(axis=1)))
+        row = int(np.argmax(difference.reshape(batch, -1).max(axis=1)))
         raise ValidationError(
             f"output {tensor.name!r} differs from the network by {worst:.3g} at batch {batch}, row {row} "
             f"(accepted: {allowed:g}): the graph is wrong and was not kept"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import BPE, WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -112,7 +111,6 @@ def clip_bpe(path: Path, details: dict[str, Any]) -> Tokenizer:
             ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = ByteLevelDecoder()
     return tokenizer
 
 

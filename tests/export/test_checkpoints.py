@@ -116,7 +116,7 @@ def test_code_in_a_checkpoint_is_never_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "evil.pt")
-    with pytest.raises(CheckpointError, match=r"system.*nothing was executed"):
+    with pytest.raises(CheckpointError, match="nothing was executed"):
         checkpoints.read(tmp_path / "evil.pt")
     assert not (tmp_path / "executed").exists()
 

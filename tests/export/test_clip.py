@@ -182,7 +182,7 @@ def test_architecture_must_be_known(tiny: dict[str, torch.Tensor], tmp_path: Pat
     torch.save(tiny, tmp_path / "tiny.pt")
     with pytest.raises(ExportError, match="--arch"):
         network("clip-image").load(tmp_path / "tiny.pt")
-    with pytest.raises(ExportError, match="ViT-B-32-quickgelu"):
+    with pytest.raises(ExportError, match="such as ViT-B-32,"):
         network("clip-image").load(tmp_path / "tiny.pt", Options(arch="ViT-B-31"))
     (tmp_path / "bad.json").write_text('{"embed_dim": 3}')
     with pytest.raises(ExportError, match="vision_cfg"):

@@ -77,7 +77,7 @@ def test_graph_that_is_right_at_the_traced_batch_only(tmp_path: Path) -> None:
         helper.make_node("Add", ["features", "features"], ["sum"]),
         helper.make_node("Expand", ["sum", "shape"], ["pseudo_token"]),
     ]
-    with pytest.raises(ValidationError, match="batch 1"):
+    with pytest.raises(ValidationError, match="shape"):
         validate(graph(tmp_path / "g.onnx", nodes), LOADED, ROLE)
 
 

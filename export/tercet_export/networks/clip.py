@@ -5,6 +5,7 @@ The network is open_clip's own. Its architecture is an open_clip name, a JSON fi
 `open_clip_config.json` that lies beside the weights.
 """
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,10 +67,9 @@ def find_architecture(arch: str | None, checkpoint: Path) -> Architecture:
         )
     model = open_clip.get_model_config(arch)
     if model is None:
-        alike = [name for name in open_clip.list_models() if name.split("-")[:2] == arch.split("-")[:2]]
+        alike = difflib.get_close_matches(arch, open_clip.list_models(), n=5, cutoff=0.3)
         raise ExportError(
-            f"open_clip has no architecture {arch!r}: give "
-            + (f"{', '.join(alike[:8])} or a JSON file" if alike else "a name of open_clip or a JSON file")
+            f"open_clip has no architecture {arch!r}: give a name such as {', '.join(alike)}, or a JSON file"
         )
     return Architecture(arch, model, {})
 
