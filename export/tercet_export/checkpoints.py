@@ -185,7 +185,7 @@ def _read_torch(path: Path) -> Checkpoint:
     except UnpicklingError as error:
         stranger = re.search(r"(?:GLOBAL|class|function|callable) ([\w.]+\.\w+)", str(error))
         if stranger is None:
-            cause = str(error).rpartition("WeightsUnpickler error: ")[2].splitlines()[0]
+            cause = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0]
             raise CheckpointError(
                 f"{path} is no checkpoint, or a damaged one ({cause}): nothing was executed"
             ) from error
@@ -194,6 +194,7 @@ def _read_torch(path: Path) -> Checkpoint:
             "Ask its author for safetensors, or for a file with nothing but the state dict"
         ) from error
     except (
+        safetensors.SafetensorError,  # torch reads a file that is called so by safetensors
         RuntimeError,
         EOFError,
         ValueError,
