@@ -8,26 +8,43 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+# Spaces that BERT's words leave around punctuation, taken out in this order (`clean_up_tokenization` in
+# transformers, on by default when GIT and mPLUG were published): "it ' s" is "it's".
+TIGHTENED = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
+
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of one captioner, and the id that ends a caption."""
+    """The words of one captioner, the id that ends a caption, and what to mend in the text."""
 
     words: Tokenizer
     end: int
+    replaced: tuple[tuple[str, str], ...]
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
     """Read the manifest and the tokenizer that it names from `folder`."""
     tokenizer = json.loads((folder / "lineup.json").read_text())["roles"]["captioner"]["tokenizer"]
-    return Vocabulary(Tokenizer.from_file(str(folder / tokenizer["file"])), tokenizer["end"])
+    return Vocabulary(
+        words=Tokenizer.from_file(str(folder / tokenizer["file"])),
+        end=tokenizer["end"],
+        replaced=TIGHTENED if tokenizer["kind"] == "wordpiece" else (),
+    )
 
 
 def detokenize(token_ids: Iterable[np.ndarray], vocabulary: Vocabulary) -> list[str]:
     """The text of each caption [B, L]: what stands before its first end token, without special tokens."""
-    return [
-        vocabulary.words.decode(caption(row, vocabulary.end), skip_special_tokens=True) for row in token_ids
-    ]
+    texts = []
+    for row in token_ids:
+        text = vocabulary.words.decode(caption(row, vocabulary.end), skip_special_tokens=True)
+        for old, new in vocabulary.replaced:
+            text = text.replace(old, new)
+        texts.append(text)
+    return texts
 
 
 def caption(ids: np.ndarray, end: int) -> list[int]:
