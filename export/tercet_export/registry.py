@@ -75,7 +75,12 @@ Loader = Callable[[Path, Options], Loaded]
 
 @dataclass(frozen=True)
 class Network:
-    """One registered network; `options` names the fields of Options, beside `precision`, that it takes."""
+    """One registered network; `options` names the fields of Options, beside `precision`, that it takes.
+
+    `parameters` and `input_size` (pixels) are those of the official checkpoint at its defaults, for people who
+    choose; None where they follow from the architecture given. `non_commercial`: the weights, or the data they
+    were trained on, come with terms that forbid commercial use.
+    """
 
     name: str
     role: str
@@ -87,6 +92,9 @@ class Network:
     options: tuple[str, ...]
     loader: Loader
     precisions: tuple[str, ...] = ("fp32",)
+    parameters: int | None = None
+    input_size: int | None = None
+    non_commercial: bool = False
 
     def resolve(self, options: Options) -> Options:
         """`options` with the default architecture; ExportError for one that the network does not take."""
@@ -129,6 +137,9 @@ def register(
     arch: str | None = None,
     options: tuple[str, ...] = ("arch",),
     precisions: tuple[str, ...] = ("fp32",),
+    parameters: int | None = None,
+    input_size: int | None = None,
+    non_commercial: bool = False,
 ) -> Callable[[Loader], Loader]:
     """Decorator: enter a loader into the registry. One function may be registered under several names."""
 
@@ -138,7 +149,19 @@ def register(
         if role not in ROLES:
             raise ExportError(f"{name!r} names the unknown role {role!r}: the roles are {', '.join(ROLES)}")
         _NETWORKS[name] = Network(
-            name, role, title, source, code_licence, weights_licence, arch, options, loader, precisions
+            name,
+            role,
+            title,
+            source,
+            code_licence,
+            weights_licence,
+            arch,
+            options,
+            loader,
+            precisions,
+            parameters,
+            input_size,
+            non_commercial,
         )
         return loader
 
