@@ -103,19 +103,40 @@ def list_command() -> None:
     """Show the networks that can be exported, and the lineups that come with Tercet."""
     with spinner("Loading"):
         from tercet_export import registry
-        from tercet_export.lineup import available
+        from tercet_export.lineup import available, read_lineup
+        from tercet_export.roles import ROLES
 
         known = registry.networks()
-    out = Console()
-    for entry in known.values():
-        options = " ".join(f"--{option.replace('_', '-')}" for option in entry.options)
-        out.print(f"[bold]{entry.name}[/bold]  {entry.title}")
-        out.print(
-            f"    role {entry.role}   options {options or 'none'}   precision {' '.join(entry.precisions)}"
+        lineups = {name: read_lineup(name)[0] for name in available()}
+    out = Console(width=None if Console().is_terminal else 200)
+    networks = Table("network", "parameters", "input", "code", "weights", "checkpoint", title_justify="left")
+    networks.title = "Networks by role ([red]nc[/red]: non-commercial terms)"
+    for role in ROLES:
+        networks.add_section()
+        networks.add_row(f"[dim]{role}[/dim]")
+        for entry in (entry for entry in known.values() if entry.role == role):
+            networks.add_row(
+                f"[bold]{entry.name}[/bold]",
+                f"{entry.parameters / 1e6:,.1f} M" if entry.parameters else "",
+                f"{entry.input_size} px" if entry.input_size else "",
+                entry.code_licence,
+                ("[red]nc[/red] " if entry.non_commercial else "") + escape(entry.weights_licence),
+                escape(entry.source),
+            )
+    out.print(networks)
+    choices = Table("lineup", *ROLES, title="Lineups: tercet-export lineup NAME", title_justify="left")
+    for name, lineup in lineups.items():
+        chosen = lineup.choices()
+        choices.add_row(
+            f"[bold]{name}[/bold]",
+            *(
+                f"{choice.network} {Path(choice.arch).name if choice.arch else ''}".strip()
+                if (choice := chosen.get(role))
+                else ""
+                for role in ROLES
+            ),
         )
-        out.print(f"    [dim]{escape(entry.source)}[/dim]")
-        out.print(f"    code {entry.code_licence}; weights {escape(entry.weights_licence)}\n")
-    out.print(f"[bold]lineups[/bold]  {', '.join(available()) or 'none'}")
+    out.print(choices)
 
 
 @contextmanager

@@ -77,9 +77,9 @@ Loader = Callable[[Path, Options], Loaded]
 class Network:
     """One registered network; `options` names the fields of Options, beside `precision`, that it takes.
 
-    `parameters` and `input_size` (pixels) are those of the official checkpoint at its defaults, for people who
-    choose; None where they follow from the architecture given. `non_commercial`: the weights, or the data they
-    were trained on, come with terms that forbid commercial use.
+    `parameters` and `input_size` (pixels) are those of the official checkpoint at its defaults, for people
+    who choose; None where they follow from the architecture given. `non_commercial`: the weights, or the data
+    that they were trained on, come with terms that forbid commercial use.
     """
 
     name: str
