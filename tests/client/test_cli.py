@@ -10,6 +10,7 @@ import pytest
 
 from tercet import cli
 from tercet.cli import console
+from tercet.errors import ServerUnreachable
 from tests.client.gallery_kit import CountingClient, write_pictures
 
 Run = Callable[..., tuple[int, str, str]]
@@ -207,3 +208,17 @@ def test_help_is_quick_and_complete() -> None:
     ).stderr
     assert "faiss" not in loaded
     assert console.DEFAULT_SERVER == "localhost:8001"
+
+
+def test_an_errors_notes_are_lines_of_their_own(
+    indexed: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(server: str) -> None:
+        error = ServerUnreachable("nobody answers")
+        error.add_note("  captioner: not \x1b[31mloaded")
+        raise error
+
+    monkeypatch.setattr(sys.modules["tercet.cli.search"], "connect", refuse)
+    code, _, errors = run("search", "gallery.tercet", "--text", "red")
+    assert code == 1
+    assert errors.splitlines() == ["Error: nobody answers", "  captioner: not \\x1b[31mloaded"]

@@ -32,5 +32,6 @@ def main() -> None:
     try:
         app()
     except TercetError as error:
-        print("Error:", printable(str(error)), *getattr(error, "__notes__", []), file=sys.stderr)
+        notes = map(printable, getattr(error, "__notes__", []))
+        print(f"Error: {printable(str(error))}", *notes, sep="\n", file=sys.stderr)
         sys.exit(1)
