@@ -23,6 +23,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from tercet.errors import CheckpointError
 from tercet_export import torchscript
+from tercet_export.downloads import download
 
 # Looked for in a hub repository when no file is named: safetensors first.
 HUB_FILES = (
@@ -49,6 +50,7 @@ SIGNATURES = (
     ("text_projection", "CLIP"),
     ("text.text_projection", "CLIP with a custom text tower"),
     ("fc_out.weight", "Pic2Word's mapping network"),
+    ("layers.6.weight", "SEARLE's and LinCIR's mapping network"),
 )
 
 # Training loops leave NumPy scalars (losses, epochs) in their checkpoints: these build numbers only.
@@ -92,11 +94,13 @@ class Checkpoint:
 
 
 def resolve(source: str, base: Path = Path()) -> Path:
-    """The local file that `source` names: a path relative to `base`, or
-    `hf://organisation/repository[/file]`.
+    """The local file that `source` names: a path relative to `base`, `hf://organisation/repository[/file]`,
+    or `https://host/path/file`.
 
     Files of the hub come through huggingface_hub: its cache, its token, and its HF_HUB_OFFLINE.
     """
+    if source.startswith("https://"):
+        return download(source)
     if source.startswith("hf://"):
         repository, _, file = source.removeprefix("hf://").partition("/")[2].partition("/")
         organisation = source.removeprefix("hf://").partition("/")[0]
