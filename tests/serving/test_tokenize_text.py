@@ -1,13 +1,14 @@
 """tokenize_text: open_clip's tokens for any text, a place for a pseudo-word, and nothing a user can break."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tercet_export import vocabulary
@@ -67,8 +68,9 @@ def test_tokens_are_those_of_open_clip(text: str, words: Any) -> None:
 @settings(max_examples=300, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=60))
 def test_tokens_of_any_text_are_those_of_open_clip(text: str, words: Any) -> None:
-    if "<|" in text:
-        return
+    # The cleaning itself may make one, of text decoded wrongly.
+    assume(all(unicodedata.category(character) != "Cn" for character in tokens.clean(text)))
+    assume("<|" not in text)
     assert ids(text, words) == open_clip.tokenize([text])[0].tolist()
 
 
