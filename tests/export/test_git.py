@@ -14,7 +14,8 @@ from PIL import Image
 
 from tercet.errors import CheckpointError, ExportError
 from tercet_export.export import export_network
-from tercet_export.networks.git import GIT, GIT_BASE, GIT_LARGE, UNUSED, Captioner, GITConfig, hub_names
+from tercet_export.networks.captioner import Captioner
+from tercet_export.networks.git import GIT, GIT_BASE, GIT_LARGE, UNUSED, GITConfig, hub_names
 from tercet_export.networks.git import load as load_git
 from tercet_export.registry import Options, network
 from tercet_export.roles import ROLES

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tercet_export.networks.search import Caches, SearchOptions, empty_cache, search, store
+from tercet_export.networks.search import Caches, Now, SearchOptions, empty_caches, search, store
 
 NextLogProbs = Callable[[list[int]], list[float]]
 
@@ -33,13 +33,11 @@ class ToyDecoder:
         self.bias[end] = end_bias
         self.calls = 0
 
-    def step(
-        self, token_ids: Tensor, position: Tensor, visible: Tensor, caches: Caches
-    ) -> tuple[Tensor, Caches]:
+    def step(self, token_ids: Tensor, now: Now, caches: Caches) -> tuple[Tensor, Caches]:
         self.calls += 1
-        left = torch.tanh(self.words[token_ids] + self.positions[position] + self.pictures[:, None])
-        cache = store(caches[0], position, left[:, None])  # one head
-        total = visible.double() @ cache[:, 0] + self.words[token_ids]
+        left = torch.tanh(self.words[token_ids] + self.positions[now.position] + self.pictures[:, None])
+        cache = store(caches[0], now, (left[:, None], left[:, None]))  # one head
+        total = now.visible.double() @ cache[0][:, 0] + self.words[token_ids]
         return torch.sin(total) @ self.output + self.bias, (cache,)
 
     def next_log_probs(self, row: int) -> NextLogProbs:
@@ -52,7 +50,7 @@ class ToyDecoder:
 
     def search(self, options: SearchOptions) -> tuple[list[list[int]], list[float]]:
         like = torch.zeros((self.batch, 1, 1, self.width), dtype=torch.float64)
-        token_ids, score = search(self.step, (empty_cache(like, options),), self.batch, options)
+        token_ids, score = search(self.step, empty_caches(1, like, options), self.batch, options)
         assert token_ids.dtype == torch.int64
         assert token_ids.shape == (self.batch, options.max_tokens)
         return token_ids.tolist(), score[:, 0].tolist()

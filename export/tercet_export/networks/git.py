@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tercet.errors import ExportError
 from tercet_export import checkpoints
-from tercet_export.networks.search import Caches, SearchOptions, empty_cache, search, store
+from tercet_export.networks.captioner import CLIP_MEAN, CLIP_STD, captioner
+from tercet_export.networks.search import Caches, KeysValues, Now, SearchOptions, store
 from tercet_export.registry import Loaded, Options, Preprocessing, architecture, register
-
-KeysValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,10 +48,7 @@ GIT_LARGE = GITConfig(
 )
 ARCHITECTURES = {"git-base": GIT_BASE, "git-large": GIT_LARGE}
 
-# CLIP's normalisation. The official beam search: 4 beams, GNMT's length penalty (SearchOptions' default).
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-BEAMS = 4
+BEAMS = 4  # of the official search, whose other rules are SearchOptions' defaults
 
 # Where the hub's layout (transformers' GitForCausalLM) says it otherwise; {} is q, k and v, split there.
 HUB_NAMES = (
@@ -253,7 +248,7 @@ def initialise_as_bert(module: nn.Module) -> None:
 
 
 class GIT(nn.Module):
-    """The whole network: `logits` for training and checks, `encode_image` and the layers for the search."""
+    """The whole network: `logits` for training and checks, `encode` and `step` for the search."""
 
     def __init__(self, config: GITConfig) -> None:
         super().__init__()
@@ -261,7 +256,7 @@ class GIT(nn.Module):
         self.image_encoder = ImageEncoder(config)
         self.textual = Textual(config)
 
-    def encode_image(self, pixels: Tensor) -> list[KeysValues]:
+    def encode(self, pixels: Tensor) -> list[KeysValues]:
         """Normalised f32 (B, 3, V, V) -> the image's keys and values for each decoder layer."""
         x = self.textual.visual_projection(self.image_encoder(pixels))  # (B, N, D)
         image = [self.textual.layers[0].keys_values(x)]
@@ -269,6 +264,18 @@ class GIT(nn.Module):
             x = below.encode(x, image[-1])
             image.append(layer.keys_values(x))
         return image
+
+    def step(
+        self, memory: list[KeysValues], token_ids: Tensor, now: Now, caches: Caches
+    ) -> tuple[Tensor, Caches]:
+        """One token further, the beams in the place of positions; see `search.Step`."""
+        x = self.textual.embed(token_ids, now.position)  # (B, beams, D)
+        updated: list[KeysValues] = []
+        for layer, image, cache in zip(self.textual.layers, memory, caches, strict=True):
+            text = store(cache, now, layer.keys_values(x))
+            updated.append(text)
+            x = layer.decode(x, image, text, now.visible)
+        return self.textual.output(x), tuple(updated)
 
     def logits(self, pixels: Tensor, token_ids: Tensor) -> Tensor:
         """Next-token logits at every position, differentiable.
@@ -283,46 +290,9 @@ class GIT(nn.Module):
         steps = torch.arange(token_ids.shape[1], device=token_ids.device)
         causal = (steps <= steps[:, None]).unsqueeze(0)  # (1, T, T)
         x = self.textual.embed(token_ids, steps)
-        for layer, image in zip(self.textual.layers, self.encode_image(pixels), strict=True):
+        for layer, image in zip(self.textual.layers, self.encode(pixels), strict=True):
             x = layer.decode(x, image, layer.keys_values(x), causal)
         return self.textual.output(x)
-
-
-class Captioner(nn.Module):
-    """The `captioner` graph: normalisation, encoder and search."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: GIT, options: SearchOptions) -> None:
-        super().__init__()
-        self.network = network
-        self.options = options
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, foreground: Tensor) -> tuple[Tensor, Tensor]:
-        """U8 (B, V, V, 3) -> token_ids i64 (B, max_tokens) and score f32 (B, 1); see `search`."""
-        pixels = foreground.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
-        images = self.network.encode_image((pixels - self.mean) / self.std)
-        textual = self.network.textual
-
-        def step(
-            token_ids: Tensor, position: Tensor, visible: Tensor, caches: Caches
-        ) -> tuple[Tensor, Caches]:
-            x = textual.embed(token_ids, position)  # (B, beams, D): the beams take the place of positions
-            updated: list[Tensor] = []
-            for layer, image, *cached in zip(textual.layers, images, caches[::2], caches[1::2], strict=True):
-                keys, values = (
-                    store(cache, position, new)
-                    for cache, new in zip(cached, layer.keys_values(x), strict=True)
-                )
-                updated += [keys, values]
-                x = layer.decode(x, image, (keys, values), visible)
-            return textual.output(x), tuple(updated)
-
-        caches = tuple(empty_cache(tensor, self.options) for image in images for tensor in image)
-        return search(step, caches, foreground.shape[0], self.options)
 
 
 def read_weights(network: GIT, checkpoint: Path) -> None:
@@ -361,28 +331,22 @@ def hub_names(name: str) -> list[str]:
 def load(checkpoint: Path, options: Options) -> Loaded:
     """A GIT of any size, in either layout -> graph; preprocessing as in the official `inference.py`."""
     config = architecture(options.arch or "git-base", ARCHITECTURES, GITConfig)
-    length = options.max_tokens or config.max_tokens
-    if length > config.max_positions:
-        raise ExportError(f"max_tokens {length} is more than this GIT's {config.max_positions} positions")
     network = GIT(config)
     read_weights(network, checkpoint)
-    return Loaded(
-        graph=Captioner(
-            network, SearchOptions(config.start, config.end, length, beams=options.beams or BEAMS)
-        ),
-        sizes={"V": config.image_size, "L": length},
+    return captioner(
+        network,
+        options,
+        search=SearchOptions(config.start, config.end, config.max_tokens, beams=BEAMS),
         preprocessing=Preprocessing(
-            "view", config.image_size, "shortest", "bicubic", antialias=True, mean=MEAN, std=STD
+            "view", config.image_size, "shortest", "bicubic", antialias=True, mean=CLIP_MEAN, std=CLIP_STD
         ),
-        details={
-            "max_tokens": length,
-            "tokenizer": {
-                "kind": "wordpiece",
-                "vocabulary": config.vocabulary,
-                "start": config.start,
-                "end": config.end,
-            },
+        tokenizer={
+            "kind": "wordpiece",
+            "vocabulary": config.vocabulary,
+            "start": config.start,
+            "end": config.end,
         },
+        max_positions=config.max_positions,
     )
 
 
