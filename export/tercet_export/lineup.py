@@ -32,7 +32,7 @@ LINEUPS = Path(__file__).parent / "lineups"
 TOKENIZER_READERS = {"clip_text": "tokenize_text", "captioner": "detokenize_caption"}
 
 # What may differ between two exports whose embeddings can still be compared.
-NOT_THE_ENCODER = ("onnx_sha256", "exporter", "versions")
+NOT_THE_ENCODER = ("onnx_sha256", "exporter", "versions", "clip_digest")
 
 
 class Choice(pydantic.BaseModel):
@@ -250,6 +250,13 @@ def check_consistent(roles: Mapping[str, Mapping[str, Any]]) -> None:
         raise LineupError(
             f"image_to_token makes pseudo-words {mapper['token_width']} wide, clip_text takes "
             f"{text['token_width']}: take the CLIP that it was trained with"
+        )
+    trained_for = mapper.get("clip_digest") if mapper else None
+    if trained_for and image and image.get("clip_digest", trained_for) != trained_for:
+        raise LineupError(
+            "image_to_token was trained for other weights of CLIP than clip_image has, though of the same "
+            "size: take the CLIP that it was trained with. The checkpoint of Pic2Word's training holds it, and "
+            "can be the checkpoint of clip_image and clip_text too"
         )
 
 

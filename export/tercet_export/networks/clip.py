@@ -6,6 +6,7 @@ The network is open_clip's own. Its architecture is an open_clip name, a JSON fi
 """
 
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ HUB_CONFIG = "open_clip_config.json"
 
 # Stored in OpenAI's archives as tensors, and in nobody else's.
 OPENAI_NOTES = ("input_resolution", "context_length", "vocab_size")
+
+# Biases, norms and, of most, the text's positions: enough to tell two trainings apart, and read in no time.
+DIGESTED = 100_000
 
 RESIZE = {"shortest": "shortest", "squash": "stretch"}
 
@@ -124,6 +128,18 @@ def load_network(checkpoint: Path, options: Options) -> tuple[CLIP | CustomTextC
     return network.eval(), architecture
 
 
+def clip_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Names a CLIP by its smaller tensors, as f16: equal for every copy of its weights in open_clip's layout,
+    in f32 or in f16, whatever the file. A mapping network notes by it which CLIP it was trained for.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        if tensor.is_floating_point() and tensor.numel() <= DIGESTED:
+            digest.update(f"{name} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().half().numpy().tobytes())
+    return digest.hexdigest()
+
+
 class ImageTower(nn.Module):
     """The `clip_image` graph around a visual tower that takes normalised pictures."""
 
@@ -208,7 +224,11 @@ def load_image(checkpoint: Path, options: Options) -> Loaded:
             mean=mean,
             std=std,
         ),
-        details={"arch": architecture.name, "embedding_dimension": architecture.model["embed_dim"]},
+        details={
+            "arch": architecture.name,
+            "embedding_dimension": architecture.model["embed_dim"],
+            "clip_digest": clip_digest(network.state_dict()),
+        },
     )
 
 

@@ -1,12 +1,18 @@
-"""Pic2Word's mapping network (Saito et al. 2023, arXiv:2302.03084): picture features become a pseudo-word."""
+"""Pic2Word's mapping network (Saito et al. 2023, arXiv:2302.03084): picture features become a pseudo-word.
+
+The official checkpoint holds the frozen CLIP too (`state_dict`). Its digest goes into the manifest, so that
+a lineup with another CLIP of the same size is refused.
+"""
 
 from pathlib import Path
 
+import safetensors
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tercet.errors import CheckpointError
 from tercet_export import checkpoints
+from tercet_export.networks.clip import clip_digest
 from tercet_export.registry import Loaded, Options, register
 
 
@@ -43,14 +49,17 @@ class Mapper(nn.Module):
     name="pic2word",
     role="image_to_token",
     title="Pic2Word's mapping network, for CLIP ViT-L/14",
-    source="https://github.com/google-research/composed_image_retrieval",
+    source="hf://navervision/zeroshot-cir-models/pic2word_large.pt, LinCIR's copy of the official file "
+    "(https://github.com/google-research/composed_image_retrieval links to Google Drive)",
     code_licence="Apache-2.0",
     weights_licence="not stated",
     options=(),
+    parameters=1_050_368,
 )
 def load(checkpoint: Path, options: Options) -> Loaded:
     """The official checkpoint's `state_dict_img2text`, or its tensors alone; sizes follow from them."""
-    tensors = checkpoints.read(checkpoint).tensors("state_dict_img2text")
+    content = checkpoints.read(checkpoint)
+    tensors = content.tensors("state_dict_img2text")
     layers = sum(name.startswith("layers.") and name.endswith(".0.weight") for name in tensors)
     first, last = tensors.get("layers.0.0.weight"), tensors.get("fc_out.weight")
     if first is None or last is None or first.dim() != 2 or last.dim() != 2:
@@ -62,8 +71,25 @@ def load(checkpoint: Path, options: Options) -> Loaded:
     (middle, features), width = first.shape, last.shape[0]
     network = Im2Text(features, middle, width, layers)
     checkpoints.fill(network, tensors, checkpoint, "Pic2Word's mapping network")
+    trained_for = digest_of_its_clip(content)
     return Loaded(
         graph=Mapper(network),
         sizes={"D": features, "W": width},
-        details={"feature_width": features, "token_width": width},
+        details={
+            "feature_width": features,
+            "token_width": width,
+            **({"clip_digest": trained_for} if trained_for else {}),
+        },
     )
+
+
+def digest_of_its_clip(checkpoint: checkpoints.Checkpoint) -> str | None:
+    """Which CLIP the mapping network was trained for: the one in the official container, or the note
+    `clip_digest` in the metadata of a safetensors file. None where neither is there.
+    """
+    if checkpoint.container == "safetensors":
+        with safetensors.safe_open(checkpoint.path, "pt") as file:
+            return (file.metadata() or {}).get("clip_digest")
+    if "state_dict_img2text" in checkpoint.content and checkpoint.content.get("state_dict"):
+        return clip_digest(checkpoint.tensors("state_dict"))
+    return None

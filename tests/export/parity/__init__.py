@@ -98,6 +98,20 @@ def clip(name: str, shape: Shape) -> Tensor:
     return by_shape(name, shape)
 
 
+def inspyrenet(name: str, shape: Shape) -> Tensor:
+    """The rule for InSPyReNet: thresholds in the middle; the index of relative positions is no weight."""
+    if name.endswith("relative_position_index"):
+        window = int(shape[0] ** 0.5)
+        place = torch.stack(
+            torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+        ).flatten(1)
+        steps = place[:, :, None] - place[:, None, :] + window - 1
+        return steps[0] * (2 * window - 1) + steps[1]
+    if name.endswith("threshold"):
+        return 0.5 + 0.1 * normal(name, shape)
+    return by_shape(name, shape)
+
+
 def pic2word() -> dict[str, object]:
     """Pic2Word's training checkpoint: CLIP ViT-L/14 and the mapping network, both saved data-parallel."""
     mapping = {
@@ -109,3 +123,11 @@ def pic2word() -> dict[str, object]:
         key: {f"module.{name}": tensor for name, tensor in tensors.items()} for key, tensors in dicts.items()
     }
     return {"epoch": 30, "name": "run", **parallel, "optimizer": {}}
+
+
+def phi(features: int, middle: int, width: int) -> dict[str, object]:
+    """SEARLE's and LinCIR's checkpoint of their mapping network (`save_phi` in both train_phi.py)."""
+    sizes = {"0": (middle, features), "3": (middle, middle), "6": (width, middle)}
+    shapes = {f"layers.{layer}.weight": shape for layer, shape in sizes.items()}
+    shapes |= {f"layers.{layer}.bias": shape[:1] for layer, shape in sizes.items()}
+    return {"epoch": 20, "Phi": {name: by_shape(f"phi.{name}", shape) for name, shape in shapes.items()}}
