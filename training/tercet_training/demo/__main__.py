@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from tercet import Client
-from tercet.errors import TercetError
+from tercet.errors import IndexMismatch, TercetError
 from tercet.index import GalleryIndex, build_index
 from tercet.server import EmbeddedServer
 from tercet_training.demo.draw import draw_examples
@@ -115,10 +115,13 @@ def run(
     with server, Client(server.grpc_address) as client:
         console.print(f"gRPC {server.grpc_address}   HTTP {server.http_address}")
         console.rule("4  Index")
-        index_path = output / "index"
-        report = build_index(paths[0].parent, index_path, client)
+        index_path, encoder = output / "index", client.lineup().encoder_fingerprint
+        try:
+            report = build_index(paths[0].parent, index_path, client)
+        except IndexMismatch:  # the demo's networks have been trained anew since
+            report = build_index(paths[0].parent, index_path, client, rebuild=True)
         console.print(str(report))
-        index = GalleryIndex.load(index_path, encoder_fingerprint=client.lineup().encoder_fingerprint)
+        index = GalleryIndex.load(index_path, encoder_fingerprint=encoder)
 
         console.rule("5  Composed queries")
         row_of = {Path(name).name: row for row, name in enumerate(index.paths)}
