@@ -255,8 +255,8 @@ def check_consistent(roles: Mapping[str, Mapping[str, Any]]) -> None:
     if trained_for and image and image.get("clip_digest", trained_for) != trained_for:
         raise LineupError(
             "image_to_token was trained for other weights of CLIP than clip_image has, though of the same "
-            "size: take the CLIP that it was trained with. The checkpoint of Pic2Word's training holds it, and "
-            "can be the checkpoint of clip_image and clip_text too"
+            "size: take the CLIP that it was trained with. The checkpoint of Pic2Word's training holds it: "
+            "it can be that of clip_image and clip_text too"
         )
 
 
