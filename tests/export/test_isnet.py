@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tercet_export.export import export_network
-from tercet_export.networks.isnet import ISNet, ISNetConfig, Remover, sample_view
+from tercet_export.networks.background_remover import Remover, sample_view
+from tercet_export.networks.isnet import ISNet, ISNetConfig
 from tercet_export.registry import Options, network
 from tests.export import parity
 from tests.serving.python_models import python_model

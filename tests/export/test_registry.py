@@ -13,14 +13,19 @@ from tercet_export.registry import Options, architecture, network, networks
 from tercet_export.roles import ROLES
 from tercet_export.validate import validate
 from tests.tiny import write_tiny_lineup
+from tests.tiny_inspyrenet import write_inspyrenet
+from tests.tiny_blip import write_blip
 from tests.tiny_pic2word import write_phi
 
 # The tiny checkpoint of each network and its architecture.
 CASES: Mapping[str, tuple[str, str | None]] = {
+    "blip-base": ("blip.safetensors", "blip.json"),
+    "blip-large": ("blip.safetensors", "blip.json"),
     "clip-image": ("clip.safetensors", "clip.json"),
     "clip-text": ("clip.safetensors", "clip.json"),
     "git-base": ("git.safetensors", "git.json"),
     "git-large": ("git.safetensors", "git.json"),
+    "inspyrenet": ("inspyrenet.safetensors", "inspyrenet.json"),
     "isnet": ("isnet.safetensors", "isnet.json"),
     "lincir": ("phi.pt", None),
     "pic2word": ("pic2word.safetensors", None),
@@ -37,7 +42,9 @@ if set(CASES) != set(networks()):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_tiny_lineup(tmp_path_factory.mktemp("tiny")).parent
+    write_inspyrenet(folder)
     write_phi(folder / "phi.pt")
+    write_blip(folder)
     return folder
 
 

@@ -99,17 +99,24 @@ def clip(name: str, shape: Shape) -> Tensor:
 
 
 def inspyrenet(name: str, shape: Shape) -> Tensor:
-    """The rule for InSPyReNet: thresholds in the middle; the index of relative positions is no weight."""
+    """The rule for InSPyReNet: thresholds in the middle, masks of many values; the index is no weight."""
     if name.endswith("relative_position_index"):
         window = int(shape[0] ** 0.5)
-        place = torch.stack(
-            torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-        ).flatten(1)
-        steps = place[:, :, None] - place[:, None, :] + window - 1
-        return steps[0] * (2 * window - 1) + steps[1]
+        row, column = torch.arange(shape[0]) // window, torch.arange(shape[0]) % window
+        down, right = row[:, None] - row + window - 1, column[:, None] - column + window - 1
+        return down * (2 * window - 1) + right
     if name.endswith("threshold"):
         return 0.5 + 0.1 * normal(name, shape)
-    return by_shape(name, shape)
+    scale = 1.0
+    if name.endswith(("conv_key.0.conv.weight", "conv_value.0.conv.weight")):
+        scale = 4e-5 if "attention2" in name else 1e-5 if "attention1" in name else 3e-6  # sums over pixels
+    elif name.endswith("bn3.weight"):
+        scale = 0.3
+    elif name == "decoder.conv5.conv.weight":
+        scale = 0.1
+    elif name.endswith("conv_out4.conv.weight"):
+        scale = 0.3
+    return scale * by_shape(name, shape)
 
 
 def pic2word() -> dict[str, object]:
