@@ -20,7 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from tercet.errors import ExportError
-from tercet_export.networks.search import Caches, KeysValues, Now, SearchOptions, empty_caches, search
+from tercet_export.networks.search import (
+    Caches,
+    KeysValues,
+    Now,
+    SearchOptions,
+    Step,
+    empty_caches,
+    search,
+)
 from tercet_export.registry import Loaded, Options, Preprocessing
 
 Memory = list[KeysValues]
@@ -62,15 +70,19 @@ class Captioner(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, foreground: Tensor) -> tuple[Tensor, Tensor]:
-        """U8 (B, V, V, 3) -> token_ids i64 (B, max_tokens) and score f32 (B, 1); see `search`."""
+    def decoder(self, foreground: Tensor) -> tuple[Step, Caches]:
+        """The cached step for pictures u8 (B, V, V, 3), and empty caches for a search."""
         pixels = foreground.permute(0, 3, 1, 2).to(self.mean.dtype) / 255
         memory = self.network.encode((pixels - self.mean) / self.std)
 
         def step(token_ids: Tensor, now: Now, caches: Caches) -> tuple[Tensor, Caches]:
             return self.network.step(memory, token_ids, now, caches)
 
-        caches = empty_caches(len(memory), memory[0][0], self.options)
+        return step, empty_caches(len(memory), memory[0][0], self.options)
+
+    def forward(self, foreground: Tensor) -> tuple[Tensor, Tensor]:
+        """U8 (B, V, V, 3) -> token_ids i64 (B, max_tokens) and score f32 (B, 1); see `search`."""
+        step, caches = self.decoder(foreground)
         return search(step, caches, foreground.shape[0], self.options)
 
 
