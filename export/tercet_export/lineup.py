@@ -19,7 +19,7 @@ from typing import Any
 
 import pydantic
 
-from tercet.errors import LineupError
+from tercet.errors import CheckpointError, LineupError
 from tercet_export import checkpoints, registry, repository, vocabulary
 from tercet_export.export import Exported, export_network
 from tercet_export.registry import Network, Options
@@ -36,12 +36,16 @@ NOT_THE_ENCODER = ("onnx_sha256", "exporter", "versions", "clip_digest")
 
 
 class Choice(pydantic.BaseModel):
-    """A role's section of the file. Paths are relative to the file; `sha256` pins the checkpoint."""
+    """A role's section of the file. Paths are relative to the file; `sha256` pins the checkpoint.
+
+    `home` tells where people get a checkpoint that no program may fetch.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     network: str
     checkpoint: str
+    home: str | None = None
     sha256: str | None = None
     tokenizer: str | None = None
     arch: str | None = None
@@ -92,9 +96,7 @@ def read_lineup(name_or_file: str | Path) -> tuple[Lineup, Path]:
             f"there is no lineup {name_or_file!r}: give one of {', '.join(available())}, or a .toml file"
         )
     try:
-        lineup = Lineup.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise LineupError(f"lineup {path} is not TOML: {error}") from error
+        lineup = Lineup.model_validate(_read_sections(path))
     except pydantic.ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors())
         raise LineupError(f"lineup {path} is wrong: {faults}") from error
@@ -106,6 +108,45 @@ def read_lineup(name_or_file: str | Path) -> tuple[Lineup, Path]:
         if fills != role:
             raise LineupError(f"lineup {path}: network {choice.network!r} fills {fills}, not {role}")
     return lineup, path.parent
+
+
+def _read_sections(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's content, on top of that of the lineup which it `extends`: whole sections are replaced."""
+    if path.resolve() in extended_by:
+        raise LineupError(f"lineup {path} extends itself, by way of {', '.join(p.name for p in extended_by)}")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LineupError(f"lineup {path} is not TOML: {error}") from error
+    if (extends := content.pop("extends", None)) is None:
+        return content
+    below = LINEUPS / f"{extends}.toml"
+    if not below.is_file():
+        below = path.parent / f"{extends}"
+    if not below.is_file():
+        raise LineupError(
+            f"lineup {path} extends {extends!r}, which is neither one of {', '.join(available())} nor a file"
+        )
+    inherited = _read_sections(below, (*extended_by, path.resolve()))
+    inherited.pop("name", None)
+    for section in inherited.values():
+        if isinstance(section, dict) and below.parent != path.parent:
+            section |= {
+                key: str((below.parent / section[key]).resolve())
+                for key in ("checkpoint", "tokenizer", "arch")
+                if isinstance(section.get(key), str) and (below.parent / section[key]).is_file()
+            }
+    return inherited | content
+
+
+def _find(choice: Choice, base: Path) -> Path:
+    """The checkpoint's file; a CheckpointError also says where its home is."""
+    try:
+        return checkpoints.resolve(choice.checkpoint, base)
+    except CheckpointError as error:
+        if choice.home is None:
+            raise
+        raise CheckpointError(f"{error}. Get it from {choice.home}") from error
 
 
 def export_lineup(
@@ -124,9 +165,7 @@ def export_lineup(
     present = repository.read_manifest(target).get("roles", {})
     staging = repository.new_staging(target)
     try:
-        files = {
-            role: checkpoints.resolve(choice.checkpoint, base) for role, choice in lineup.choices().items()
-        }
+        files = {role: _find(choice, base) for role, choice in lineup.choices().items()}
         roles: dict[str, dict[str, Any]] = {}
         for role, choice in lineup.choices().items():
             before(role, choice)

@@ -269,3 +269,43 @@ def test_manifest_is_json_that_anyone_reads(tiny_repository: Path) -> None:
     manifest = json.loads((tiny_repository / "describe_lineup" / "1" / "lineup.json").read_text())
     assert manifest["format"] == 1
     assert manifest["versions"].keys() >= {"tercet", "torch", "onnx", "onnxruntime", "commit"}
+
+
+def test_a_lineup_extends_another(tmp_path: Path) -> None:
+    below = write_tiny_lineup(tmp_path / "tiny")
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\nextends = "tiny/tiny.toml"\n'
+        '[captioner]\nnetwork = "git-large"\ncheckpoint = "own.pt"\n'
+    )
+    mine, base = read_lineup(tmp_path / "mine.toml")
+    tiny, _ = read_lineup(below)
+    assert (mine.name, base) == ("mine", tmp_path)
+    assert mine.captioner is not None
+    # A section is replaced whole: nothing of the other captioner is left.
+    assert mine.captioner.model_dump(exclude_none=True) == {
+        "network": "git-large",
+        "checkpoint": "own.pt",
+        "precision": "fp32",
+    }
+    assert mine.clip_text is not None
+    assert tiny.clip_text is not None
+    for key in ("checkpoint", "tokenizer", "arch"):  # still the files beside the lineup that names them
+        assert getattr(mine.clip_text, key) == str(tmp_path / "tiny" / getattr(tiny.clip_text, key))
+
+
+def test_what_cannot_be_extended_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('name = "a"\nextends = "b.toml"\n')
+    with pytest.raises(LineupError, match=r"extends 'b\.toml', which is neither one of demo, .* nor a file"):
+        read_lineup(tmp_path / "a.toml")
+    (tmp_path / "b.toml").write_text('name = "b"\nextends = "a.toml"\n')
+    with pytest.raises(LineupError, match=r"a\.toml extends itself, by way of a\.toml, b\.toml"):
+        read_lineup(tmp_path / "a.toml")
+
+
+def test_a_checkpoint_that_nobody_may_fetch_has_a_home(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\n[image_to_token]\nnetwork = "pic2word"\n'
+        'checkpoint = "pic2word.pt"\nhome = "a drive"\n'
+    )
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*pic2word\.pt\. Get it from a drive"):
+        export_lineup(tmp_path / "mine.toml", tmp_path / "model_repository")
