@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tercet_export import checkpoints
+from tercet_export.networks.bert import AddAndNorm, merge_heads, split_heads
 from tercet_export.networks.captioner import CLIP_MEAN, CLIP_STD, captioner
 from tercet_export.networks.search import Caches, KeysValues, Now, SearchOptions, store
 from tercet_export.registry import Loaded, Options, Preprocessing, architecture, register
@@ -77,16 +78,6 @@ HUB_NAMES = (
 UNUSED = "image_encoder.proj"  # left out of the hub's layout
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, T, D) -> (B, heads, T, D / heads)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    """(B, heads, T, d) -> (B, T, heads * d)."""
-    return x.transpose(1, 2).flatten(2)
-
-
 class VisionAttention(nn.Module):
     """Self-attention with its three projections in one matrix, under nn.MultiheadAttention's names."""
 
@@ -144,19 +135,6 @@ class ImageEncoder(nn.Module):
         start = self.class_embedding.expand(patches.shape[0], 1, -1)
         x = torch.cat([start, patches], dim=1) + self.positional_embedding
         return self.ln_post(self.transformer["resblocks"](self.ln_pre(x)))
-
-
-class AddAndNorm(nn.Module):
-    """A linear map, a residual and a LayerNorm: the end of both halves of a BERT layer."""
-
-    def __init__(self, inner: int, width: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(inner, width)
-        self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
-
-    def forward(self, x: Tensor, update: Tensor) -> Tensor:
-        """(B, T, width) and (B, T, inner) -> (B, T, width)."""
-        return self.LayerNorm(x + self.dense(update))
 
 
 class TextLayer(nn.Module):
