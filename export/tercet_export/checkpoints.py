@@ -5,7 +5,9 @@ safetensors, torch's zip and legacy files (`weights_only=True`), OpenAI's TorchS
 names the tensor or the cause.
 """
 
+import contextlib
 import hashlib
+import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -29,9 +31,17 @@ from tercet_export.downloads import download
 HUB_FILES = (
     "open_clip_model.safetensors",
     "model.safetensors",
+    "model.safetensors.index.json",
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
+SHARD_INDEX = ".safetensors.index.json"
+
+# What lies beside weights in a hub repository and says what they are; fetched with them.
+HUB_COMPANIONS = {
+    "open_clip_model.safetensors": "open_clip_config.json",
+    "open_clip_pytorch_model.bin": "open_clip_config.json",
+}
 
 # A tensor that only one family has, most particular first.
 SIGNATURES = (
@@ -120,7 +130,7 @@ def hub_file(repository: str, *files: str) -> Path:
     uncached = False
     for file in files:
         try:
-            return Path(huggingface_hub.hf_hub_download(repository, file))
+            path = Path(huggingface_hub.hf_hub_download(repository, file))
         except LocalEntryNotFoundError:
             uncached = True
         except EntryNotFoundError:
@@ -129,6 +139,9 @@ def hub_file(repository: str, *files: str) -> Path:
             raise CheckpointError(f"hf://{repository}/{file} cannot be downloaded: {error}") from error
         except ValueError as error:
             raise CheckpointError(f"hf://{repository} is no repository's name: {error}") from error
+        else:
+            _fetch_companions(repository, file, path)
+            return path
     if uncached:
         raise CheckpointError(
             f"hf://{repository} is not in the local cache and the hub is out of reach: connect or give a file"
@@ -138,14 +151,33 @@ def hub_file(repository: str, *files: str) -> Path:
     )
 
 
+def _fetch_companions(repository: str, file: str, path: Path) -> None:
+    """Fetch what belongs beside a file of the hub: its configuration if it has one, an index's files."""
+    if file in HUB_COMPANIONS:
+        with contextlib.suppress(OSError, EntryNotFoundError):  # absent, or offline and not in the cache
+            huggingface_hub.hf_hub_download(repository, HUB_COMPANIONS[file])
+    if file.endswith(SHARD_INDEX):
+        folder = file.rpartition("/")[0]
+        for part in shards(path):
+            hub_file(repository, f"{folder}/{part}".lstrip("/"))
+
+
 def sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
+    """The file's SHA-256 in hexadecimal; of an index of several files, that of their SHA-256s in order."""
+    if path.name.endswith(SHARD_INDEX):
+        parts = [sha256(path.parent / name) for name in sorted(shards(path))]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint whatever its container, judged by its first bytes, never by its name."""
+    """Read a checkpoint whatever its container, judged by its first bytes, never by its name.
+
+    The one exception is `*.safetensors.index.json`, the hub's index of a checkpoint in several files.
+    """
+    if path.name.endswith(SHARD_INDEX):
+        return _read_shards(path)
     try:
         with path.open("rb") as file:
             head = file.read(256)
@@ -182,10 +214,42 @@ def _read_safetensors(path: Path) -> Checkpoint:
         ) from error
 
 
+def shards(index: Path) -> dict[str, list[str]]:
+    """The files beside a `*.safetensors.index.json` that hold the checkpoint, and each one's tensors."""
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+        files: dict[str, list[str]] = {}
+        for tensor, file in places.items():
+            if Path(file).name != file:
+                raise ValueError(f"{file!r} is not a file beside it")
+            files.setdefault(file, []).append(tensor)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is no index of safetensors files ({error})") from error
+    return files
+
+
+def _read_shards(index: Path) -> Checkpoint:
+    content: dict[str, torch.Tensor] = {}
+    for file, names in shards(index).items():
+        path = index.parent / file
+        if not path.is_file():
+            raise CheckpointError(f"{index} names {file}, which is not beside it: download it too")
+        part = _read_safetensors(path).content
+        missing = [name for name in names if name not in part]
+        if missing:
+            raise CheckpointError(
+                f"{path} lacks {_some(missing)}, which {index.name} places there: download it again"
+            )
+        content |= {name: part[name] for name in names}
+    return Checkpoint(index, "safetensors", content)
+
+
 def _read_torch(path: Path) -> Checkpoint:
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # What is mapped needs no memory until it is read; torch maps zip files only.
+            mapped = zipfile.is_zipfile(path)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UnpicklingError as error:
         stranger = re.search(r"(?:GLOBAL|class|function|callable) ([\w.]+\.\w+)", str(error))
         if stranger is None:

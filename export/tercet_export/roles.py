@@ -79,16 +79,19 @@ def _clip_image(sizes: Sizes, details: Mapping[str, Any], rng: np.random.Generat
 def _clip_text(sizes: Sizes, details: Mapping[str, Any], rng: np.random.Generator) -> Examples:
     batch, length = sizes[BATCH], sizes["T"]
     tokenizer = details["tokenizer"]
+    start, end = tokenizer["start"], tokenizer["end"]
     ids = np.full((batch, length), tokenizer["pad"], np.int32)
     index = np.full((batch, 1), -1, np.int32)
-    highest = min(tokenizer["start"], tokenizer["end"])
+    # CLIP's special tokens are its vocabulary's last; SigLIP's are its first, and its texts have no start.
+    first, lowest, highest = (0, 2, tokenizer["vocabulary"]) if start is None else (1, 1, min(start, end))
     for row in range(batch):
-        words = int(rng.integers(1, length - 1))
-        ids[row, 0] = tokenizer["start"]
-        ids[row, 1 : words + 1] = rng.integers(1, highest, words)
-        ids[row, words + 1] = tokenizer["end"]
+        words = int(rng.integers(1, length - first))
+        if start is not None:
+            ids[row, 0] = start
+        ids[row, first : first + words] = rng.integers(lowest, highest, words)
+        ids[row, first + words] = end
         if row % 2:
-            index[row] = rng.integers(1, words + 1)
+            index[row] = rng.integers(first, first + words)
     return {
         "token_ids": ids,
         "pseudo_token": rng.normal(0, 0.5, (batch, sizes["W"])).astype(np.float32),

@@ -1,106 +1,41 @@
-"""CLIP (Radford et al. 2021, arXiv:2103.00020) in any architecture of open_clip: `clip_image` and
-`clip_text` graphs.
+"""CLIP (Radford et al. 2021, arXiv:2103.00020) and SigLIP (Zhai et al. 2023, arXiv:2303.15343; SigLIP 2,
+arXiv:2502.14786) in any architecture of open_clip: `clip_image` and `clip_text` graphs.
 
-The network is open_clip's own. Its architecture is an open_clip name, a JSON file of the same form, or the
-`open_clip_config.json` that lies beside the weights.
+The network is open_clip's own, or timm's inside open_clip. Its architecture is an open_clip name, a JSON
+file of the same form, or the `open_clip_config.json` that lies beside the weights (`clip_architecture.py`).
 """
 
-import difflib
 import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
-from tercet.errors import CheckpointError, ExportError
+from tercet.errors import ExportError
 from tercet_export import checkpoints
+from tercet_export.networks.clip_architecture import (
+    OPENAI_NOTES,
+    Architecture,
+    check_activation,
+    find_architecture,
+    find_preprocess,
+    tokenizer_details,
+)
 from tercet_export.registry import Loaded, Options, Preprocessing, register
-
-HUB_CONFIG = "open_clip_config.json"
-
-# Stored in OpenAI's archives as tensors, and in nobody else's.
-OPENAI_NOTES = ("input_resolution", "context_length", "vocab_size")
 
 # Biases, norms and, of most, the text's positions: enough to tell two trainings apart, and read in no time.
 DIGESTED = 100_000
 
+LOGITS = ("logit_scale", "logit_bias")
+
 RESIZE = {"shortest": "shortest", "squash": "stretch"}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What to build: open_clip's `model_cfg` and `preprocess_cfg`, and what to call it in messages."""
-
-    name: str
-    model: Mapping[str, Any]
-    preprocess: Mapping[str, Any]
-
-    @property
-    def quick_gelu(self) -> bool:
-        """Whether its activation is OpenAI's approximation x * sigmoid(1.702 x)."""
-        return bool(self.model.get("quick_gelu", False))
-
-
-def find_architecture(arch: str | None, checkpoint: Path) -> Architecture:
-    """An open_clip name, a JSON file, or without either the configuration beside the checkpoint.
-
-    Raises ExportError where there is none, or where it is not one of open_clip's form.
-    """
-    path = Path(arch) if arch else checkpoint.parent / HUB_CONFIG
-    if path.suffix == ".json" and (arch or path.is_file()):
-        try:
-            content = json.loads(path.read_text())
-            model = content.get("model_cfg", content)
-            if not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
-                raise ValueError("open_clip's embed_dim, vision_cfg and text_cfg are needed")
-        except (OSError, ValueError, AttributeError) as error:
-            raise ExportError(f"architecture file {path} cannot be used: {error}") from error
-        return Architecture(path.name, model, content.get("preprocess_cfg", {}))
-    if arch is None:
-        raise ExportError(
-            f"{checkpoint} does not say its architecture: give --arch, an open_clip name such as "
-            "ViT-B-32-quickgelu or a JSON file"
-        )
-    model = open_clip.get_model_config(arch)
-    if model is None:
-        alike = difflib.get_close_matches(arch, open_clip.list_models(), n=5, cutoff=0.3)
-        raise ExportError(
-            f"open_clip has no architecture {arch!r}: give a name such as {', '.join(alike)}, or a JSON file"
-        )
-    return Architecture(arch, model, {})
-
-
-def check_activation(architecture: Architecture, checkpoint: checkpoints.Checkpoint, names: Mapping) -> None:
-    """Refuse QuickGELU weights in a GELU architecture, and the reverse: CheckpointError with the right name.
-
-    The activation has no tensors. OpenAI's weights show by their container or by the notes stored with
-    them, and a checkpoint from the hub by the configuration beside it; for any other the architecture given
-    is believed.
-    """
-    beside = checkpoint.path.parent / HUB_CONFIG
-    if checkpoint.container == "torchscript" or any(name in names for name in OPENAI_NOTES):
-        wanted, why = True, "holds OpenAI's weights, which were trained with QuickGELU"
-    elif beside.is_file():
-        wanted = find_architecture(str(beside), beside).quick_gelu
-        why = f"was trained with {'QuickGELU' if wanted else 'GELU'}, says the {HUB_CONFIG} beside it"
-    else:
-        return
-    if wanted == architecture.quick_gelu:
-        return
-    name = architecture.name
-    right = f"{name}-quickgelu" if wanted else name.removesuffix("-quickgelu")
-    cure = f"use --arch {right}"
-    if right not in open_clip.list_models():
-        cure = f'set "quick_gelu": {str(wanted).lower()} in the architecture {name}'
-    raise CheckpointError(f"{checkpoint.path} {why}; {name} has the other activation: {cure}")
 
 
 def build(architecture: Architecture) -> CLIP | CustomTextCLIP:
@@ -115,17 +50,60 @@ def build(architecture: Architecture) -> CLIP | CustomTextCLIP:
         raise ExportError(f"architecture {architecture.name} cannot be built: {error}") from error
 
 
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Parameters made inside have shapes and no memory (torch's meta device); buffers are as always."""
+    register_parameter = nn.Module.register_parameter
+
+    def register_shape(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register_parameter(module, name, parameter)
+
+    nn.Module.register_parameter = register_shape  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register_parameter  # type: ignore[method-assign]
+
+
 def load_network(checkpoint: Path, options: Options) -> tuple[CLIP | CustomTextCLIP, Architecture]:
-    """The whole network with the checkpoint's weights in f32."""
+    """The whole network with the checkpoint's weights in f32.
+
+    Weights that are f32 already are not copied: they stay in the file until they are read, so that several
+    gigabytes of them need no memory of their own.
+    """
     content = checkpoints.read(checkpoint)
     tensors = content.tensors("state_dict")
     architecture = find_architecture(options.arch, checkpoint)
     check_activation(architecture, content, tensors)
     for note in OPENAI_NOTES:
         tensors.pop(note, None)
-    network = build(architecture)
-    checkpoints.fill(network, tensors, checkpoint, f"CLIP {architecture.name}")
+    with without_weights():
+        network = build(architecture)
+    shapes = network.state_dict()
+    for name in LOGITS:  # a scalar or a vector of one, as the training had it
+        if name in tensors and name in shapes and tensors[name].numel() == 1:
+            tensors[name] = tensors[name].reshape(shapes[name].shape)
+    checkpoints.check(shapes, tensors, checkpoint, f"CLIP {architecture.name}")
+    weights = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+    network.load_state_dict(weights, assign=True)
     return network.eval(), architecture
+
+
+def described(network: CLIP | CustomTextCLIP, architecture: Architecture) -> dict[str, Any]:
+    """What the manifest says of either tower.
+
+    A cosine times `logit_scale` plus `logit_bias` is a logit. SigLIP's probability that a text fits a picture
+    is the sigmoid of it; CLIP's, without bias, the softmax over several texts.
+    """
+    scale, bias = network.logit_scale.item(), network.logit_bias
+    return {
+        "arch": architecture.name,
+        "embedding_dimension": architecture.model["embed_dim"],
+        "logit_scale": round(math.exp(scale), 4),
+        "logit_bias": 0.0 if bias is None else round(bias.item(), 4),
+    }
 
 
 def clip_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -189,80 +167,67 @@ class TextTower(nn.Module):
         return (F.normalize(x.float(), dim=-1),)
 
 
-WEIGHTS_LICENCE = "OpenAI: MIT; others: see their model card"
-SOURCE = "https://github.com/mlfoundations/open_clip (weights of OpenAI, LAION and others)"
+WEIGHTS_LICENCE = "OpenAI: MIT; SigLIP: Apache-2.0; others: see their model card"
+SOURCE = "https://github.com/mlfoundations/open_clip (weights of OpenAI, LAION, Google and others)"
 
 
 @register(
     name="clip-image",
     role="clip_image",
-    title="CLIP's image encoder, any open_clip architecture",
+    title="CLIP's or SigLIP's image encoder, any open_clip architecture",
     source=SOURCE,
     code_licence="MIT",
     weights_licence=WEIGHTS_LICENCE,
 )
 def load_image(checkpoint: Path, options: Options) -> Loaded:
-    """The visual tower; preprocessing as the architecture says, OpenAI's where it does not."""
+    """The visual tower; preprocessing as the weights were trained with, as far as anything tells."""
     network, architecture = load_network(checkpoint, options)
-    size = network.visual.image_size
+    visual, name = network.visual, architecture.name
+    size = visual.image_size
     height, width = size if isinstance(size, tuple | list) else (size, size)
-    preprocess = architecture.preprocess
-    resize = RESIZE.get(preprocess.get("resize_mode", "shortest"))
+    preprocess = find_preprocess(architecture, checkpoint)
+    resize = RESIZE.get(preprocess["resize_mode"])
     if height != width or resize is None:
-        raise ExportError(f"{architecture.name} takes pictures that are not square, or padded: not supported")
-    mean = tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN))
-    std = tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD))
+        raise ExportError(f"{name} takes pictures that are not square, or padded: not supported")
+    mean, std = tuple(preprocess["mean"]), tuple(preprocess["std"])
     return Loaded(
-        graph=ImageTower(network.visual, mean, std),
+        graph=ImageTower(visual, mean, std),
         sizes={"P": height, "D": architecture.model["embed_dim"]},
         preprocessing=Preprocessing(
-            "pixels",
-            height,
-            resize,
-            preprocess.get("interpolation", "bicubic"),
-            antialias=True,
-            mean=mean,
-            std=std,
+            "pixels", height, resize, preprocess["interpolation"], antialias=True, mean=mean, std=std
         ),
-        details={
-            "arch": architecture.name,
-            "embedding_dimension": architecture.model["embed_dim"],
-            "clip_digest": clip_digest(network.state_dict()),
-        },
+        details={**described(network, architecture), "clip_digest": clip_digest(network.state_dict())},
     )
 
 
 @register(
     name="clip-text",
     role="clip_text",
-    title="CLIP's text encoder with a pseudo-word, any open_clip architecture",
+    title="CLIP's text encoder with a pseudo-word, or SigLIP's, any open_clip architecture",
     source=SOURCE,
     code_licence="MIT",
     weights_licence=WEIGHTS_LICENCE,
 )
 def load_text(checkpoint: Path, options: Options) -> Loaded:
-    """The text tower. Start and end are the vocabulary's last two ids, as in CLIP's BPE."""
+    """The text tower, and how `tokenize_text` must prepare its tokens."""
     network, architecture = load_network(checkpoint, options)
     tower = network.text if isinstance(network, CustomTextCLIP) else network
-    text = architecture.model["text_cfg"]
-    if text.get("hf_tokenizer_name") or text.get("embed_cls") or text.get("use_pad_mask"):
-        raise ExportError(f"{architecture.name} does not read CLIP's BPE tokens, which is not supported")
-    vocabulary, length = int(tower.vocab_size), int(tower.context_length)
-    start, end = vocabulary - 2, vocabulary - 1
+    length, width = int(tower.context_length), int(tower.token_embedding.embedding_dim)
+    tokenizer = tokenizer_details(architecture, int(tower.vocab_size))
     custom = isinstance(tower, TextTransformer)
     pool_type = tower.pool_type if custom else tower.text_pool_type
-    end_id = tower.eos_id if custom else tower.text_eos_id
-    if pool_type == "eos" and end_id != end:
-        raise ExportError(f"{architecture.name} pools at token {end_id}, which CLIP's BPE does not end with")
-    width = int(tower.token_embedding.embedding_dim)
+    end = tower.eos_id if custom else tower.text_eos_id
+    if pool_type == "eos" and end != tokenizer["end"]:
+        raise ExportError(
+            f"{architecture.name} pools at token {end}, and its texts end with {tokenizer['end']}"
+        )
     return Loaded(
-        graph=TextTower(tower, pool_type, end_id),
+        graph=TextTower(tower, pool_type, end),
         sizes={"T": length, "W": width, "D": architecture.model["embed_dim"]},
         details={
-            "arch": architecture.name,
+            **described(network, architecture),
             "context_length": length,
             "token_width": width,
-            "embedding_dimension": architecture.model["embed_dim"],
-            "tokenizer": {"kind": "clip-bpe", "vocabulary": vocabulary, "start": start, "end": end, "pad": 0},
+            "tokenizer": tokenizer,
         },
     )
