@@ -1,4 +1,4 @@
-"""The five ways to ask, computed with PyTorch alone: what `make demo` measures on Triton, in seconds."""
+"""The six ways to ask, computed with PyTorch alone: what `make demo` measures on Triton, in seconds."""
 
 import json
 from dataclasses import dataclass
@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from open_clip.model import CLIP
 from safetensors.torch import load_file
 
-from tercet.composition import compose
+from tercet.composition import TEMPLATES, compose
 from tercet_export.networks.git import GIT, GITConfig
 from tercet_export.networks.isnet import ISNet
+from tercet_export.networks.pic2word import Im2Text
 from tercet_training import train_isnet
+from tercet_training.loop import normalise
 from tercet_training.pictures import Pictures
-from tercet_training.texts import clip_tokenizer
-from tercet_training.train_clip import embed_pictures, embed_texts
+from tercet_training.texts import clip_tokenizer, encode_for_clip
+from tercet_training.train_clip import embed_pictures, embed_texts, encode_text
 from tercet_training.train_git import caption_pictures, cut_out
 from tercet_training.train_isnet import predict_masks
 from tercet_training.world import Gallery
@@ -29,6 +31,7 @@ class Networks:
     isnet: ISNet
     git: GIT
     clip: CLIP
+    pic2word: Im2Text
     lines: list[str]  # of vocab.txt
     merges: str  # the text of merges.txt
 
@@ -42,7 +45,9 @@ def load_networks(folder: Path) -> Networks:
         network.load_state_dict(load_file(folder / f"{name}.safetensors"))
         network.eval()
     merges = (folder / "merges.txt").read_text(encoding="utf-8")
-    return Networks(isnet, git, clip, (folder / "vocab.txt").read_text().splitlines(), merges)
+    pic2word = network("pic2word").load(folder / "pic2word.safetensors").graph.network
+    assert isinstance(pic2word, Im2Text)
+    return Networks(isnet, git, clip, pic2word, (folder / "vocab.txt").read_text().splitlines(), merges)
 
 
 def fuse(networks: Networks, captions: list[str], modifications: list[str]) -> list[str]:
@@ -56,6 +61,16 @@ def fuse(networks: Networks, captions: list[str], modifications: list[str]) -> l
         compose(caption, modification, count_tokens=count).text
         for caption, modification in zip(captions, modifications, strict=True)
     ]
+
+
+@torch.no_grad()
+def embed_with_pseudo_words(networks: Networks, prompts: list[str], view: NDArray[np.uint8]) -> NDArray:
+    """Prompts with a `*` and their pictures, u8 (N, P, P, 3) -> f32 (N, D) of unit length."""
+    tokenizer = clip_tokenizer(networks.merges)
+    ids = torch.from_numpy(encode_for_clip(tokenizer, prompts))
+    (star,) = tokenizer.encode("*")
+    words = networks.pic2word(networks.clip.encode_image(normalise(view)))
+    return encode_text(networks.clip, ids, words, (ids == star).int().argmax(dim=1)).numpy()
 
 
 def rank_targets(gallery: Gallery, embeddings: NDArray, candidates: NDArray) -> NDArray[np.int64]:
@@ -77,6 +92,8 @@ def compare(networks: Networks, gallery: Gallery, pictures: Pictures) -> dict[st
     candidates = embed_pictures(networks.clip, pictures.view)
     text = embed_texts(networks.clip, networks.merges, modifications)
     image = candidates[references]
+    prompts = [TEMPLATES["pic2word"].format(modification=modification) for modification in modifications]
+    pseudo = embed_with_pseudo_words(networks, prompts, view)
     masks = predict_masks(networks.isnet, pictures.scene[references])
     with torch.no_grad():
         kept = caption_pictures(networks.git, networks.lines, view)
@@ -85,6 +102,7 @@ def compare(networks: Networks, gallery: Gallery, pictures: Pictures) -> dict[st
         "text only": text,
         "image only": image,
         "image + text": text + image,
+        "Pic2Word": pseudo,
         "caption fusion, background kept": embed_texts(
             networks.clip, networks.merges, fuse(networks, kept, modifications)
         ),

@@ -29,10 +29,18 @@ def config(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def encode_text(network: CLIP, ids: Tensor) -> Tensor:
-    """`network.encode_text`, normalised, for ids (B, T) shorter than the context, which causality allows."""
+def encode_text(
+    network: CLIP, ids: Tensor, words: Tensor | None = None, places: Tensor | None = None
+) -> Tensor:
+    """`network.encode_text`, normalised, for ids (B, T) shorter than the context, which causality allows.
+
+    `words` (B, W) are pseudo-words that stand at `places` (B) instead of the ids there.
+    """
     length = ids.shape[1]
-    x = network.token_embedding(ids) + network.positional_embedding[:length]
+    x = network.token_embedding(ids)
+    if words is not None:
+        x[torch.arange(len(ids)), places] = words
+    x = x + network.positional_embedding[:length]
     x = network.transformer(x, attn_mask=network.attn_mask[:length, :length])
     x = network.ln_final(x)[torch.arange(len(ids)), ids.argmax(dim=-1)]
     return F.normalize(x @ network.text_projection, dim=-1)

@@ -10,7 +10,7 @@ import multiprocessing
 import queue
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -35,18 +25,32 @@ from torch import nn
 from tercet_training import train_clip, train_git, train_isnet, world
 from tercet_training.evaluate_demo import Networks, compare, load_networks, recall
 from tercet_training.loop import Report, Schedule
+from tercet_training.pic2word.frozen import load_clip
+from tercet_training.pic2word.recipe import Recipe
+from tercet_training.pic2word.saving import save_for_a_lineup
+from tercet_training.pic2word.sources import Arrays
+from tercet_training.pic2word.train import train as train_pic2word
+from tercet_training.pic2word.world import World
 from tercet_training.pictures import Pictures, open_pictures, render_pictures, sample_scenes
+from tercet_training.progress import Display, console
 from tercet_training.texts import cut_merges, vocabulary_lines, world_words
 from tercet_training.world import Gallery, make_gallery
 
 # Where the demo's lineup reads them.
 DESTINATION = Path(__file__).resolve().parents[2] / "export" / "tercet_export" / "lineups" / "demo"
 LIMIT = 32 * 2**20
+NETWORKS = ("isnet", "git", "clip", "pic2word")
+# What the lineup reads: Pic2Word's sizes follow from its tensors.
+PUBLISHED = (
+    *(f"{name}.safetensors" for name in NETWORKS),
+    *(f"{name}.json" for name in NETWORKS if name != "pic2word"),
+    "merges.txt",
+    "vocab.txt",
+)
+# Tasks that can be done again from what is published.
+ALONE = ("pic2word",)
 PROCESSES = 2
 ENCODER = "encoder.safetensors"
-LOG_EVERY = 0.05  # of a task, where there is no terminal to draw bars on
-
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Plan:
     encoder: Schedule
     git: Schedule
     clip: Schedule
+    pic2word: Recipe
 
 
 FULL = Plan(
@@ -70,6 +75,7 @@ FULL = Plan(
     encoder=Schedule(900, 64, 2e-3),
     git=Schedule(1300, 64, 2e-3),
     clip=Schedule(1250, 128, 2e-3),
+    pic2word=Recipe(epochs=5, batch=128, learning_rate=1e-3, middle=256),
 )
 QUICK = Plan(
     pictures=64,
@@ -79,6 +85,7 @@ QUICK = Plan(
     encoder=Schedule(2, 8, 1e-3),
     git=Schedule(2, 8, 1e-3),
     clip=Schedule(2, 8, 1e-3),
+    pic2word=Recipe(epochs=1, batch=16, middle=8),
 )
 
 
@@ -95,36 +102,6 @@ class Work:
     def pictures(self) -> Pictures:
         """The training pictures, rendered before."""
         return open_pictures(sample_scenes(self.seed, self.plan.pictures), self.rendered)
-
-
-class Display:
-    """Progress of several tasks at once: bars on a terminal, a line now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self.bars = Progress(
-            TextColumn("{task.description:<20}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.tasks: dict[str, TaskID] = {}
-        self.logged: dict[str, float] = {}
-        self.started: dict[str, float] = {}
-
-    def __call__(self, task: str, done: int, total: int, note: str) -> None:
-        """Show how far a task is."""
-        if task not in self.tasks:
-            self.tasks[task] = self.bars.add_task(task, total=total, note="")
-            self.started[task] = time.perf_counter()
-        self.bars.update(self.tasks[task], completed=done, note=note)
-        if not console.is_terminal and done / total >= self.logged.get(task, 0.0):
-            self.logged[task] = done / total + LOG_EVERY
-            left = (time.perf_counter() - self.started[task]) / done * (total - done) / 60
-            console.print(f"{task}: {done:,} of {total:,}, {note}, {left:.0f} min left")
 
 
 def work_on(task: "Task", work: Work, reports: Any) -> float:
@@ -168,12 +145,23 @@ def make_git(work: Work, report: Report) -> None:
     save_network(network, dataclasses.asdict(network.config), work.folder / "git")
 
 
+def make_pic2word(work: Work, report: Report) -> None:
+    """Pic2Word's mapping network for that CLIP, as it is stored."""
+    clip = load_clip(
+        work.folder / "clip.safetensors", str(work.folder / "clip.json"), str(work.folder / "merges.txt")
+    )
+    recipe = dataclasses.replace(work.plan.pic2word, seed=work.seed)
+    mapper = train_pic2word(clip, Arrays(work.pictures().view), recipe, report, World())
+    save_for_a_lineup(work.folder / "pic2word.safetensors", clip, mapper)
+
+
 Task = Callable[[Work, Report], None]
 # In the order in which they start, each with the tasks whose results it needs.
 TASKS: dict[str, tuple[Task, frozenset[str]]] = {
     "isnet": (make_isnet, frozenset()),
     "encoder": (make_encoder, frozenset()),
     "clip": (make_clip, frozenset()),
+    "pic2word": (make_pic2word, frozenset({"clip"})),
     "git": (make_git, frozenset({"isnet", "encoder"})),
 }
 
@@ -196,16 +184,16 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=1) + "\n")
 
 
-def train_side_by_side(work: Work, display: Display) -> dict[str, float]:
-    """All tasks, two at a time; returns the minutes that each took."""
+def train_side_by_side(work: Work, display: Display, tasks: Collection[str]) -> dict[str, float]:
+    """These tasks, two at a time; returns the minutes that each took."""
     context = multiprocessing.get_context("spawn")
     running: dict[str, Future[float]] = {}
     minutes: dict[str, float] = {}
     with context.Manager() as manager, ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
         reports = manager.Queue()
-        while len(minutes) < len(TASKS) or not reports.empty():
+        while len(minutes) < len(tasks) or not reports.empty():
             for name, (task, needs) in TASKS.items():
-                if name not in running and needs <= minutes.keys():
+                if name in tasks and name not in running and needs & set(tasks) <= minutes.keys():
                     running[name] = pool.submit(work_on, task, work, reports)
             for name, future in running.items():
                 if future.done():
@@ -257,19 +245,18 @@ def publish(folder: Path, output: Path, report: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the weights are larger than what the repository may carry.
     """
-    total = sum((folder / f"{name}.safetensors").stat().st_size for name in ("isnet", "git", "clip"))
+    total = sum((folder / f"{name}.safetensors").stat().st_size for name in NETWORKS)
     if total > LIMIT:
         raise ValueError(f"the weights have {total:,} bytes, the repository carries {LIMIT:,} at most")
     output.mkdir(parents=True, exist_ok=True)
-    for name in ("isnet", "git", "clip"):
-        for suffix in (".safetensors", ".json"):
-            (output / name).with_suffix(suffix).write_bytes((folder / name).with_suffix(suffix).read_bytes())
-    for name in ("merges.txt", "vocab.txt"):
+    for name in PUBLISHED:
         (output / name).write_bytes((folder / name).read_bytes())
     write_json(output / "training.json", report)
 
 
-def train_demo(output: Path, seed: int, plan: Plan, cache: Path | None, threads: int) -> dict[str, Any]:
+def train_demo(
+    output: Path, seed: int, plan: Plan, cache: Path | None, threads: int, only: str | None = None
+) -> dict[str, Any]:
     """Render, train, score and save.
 
     Args:
@@ -278,12 +265,17 @@ def train_demo(output: Path, seed: int, plan: Plan, cache: Path | None, threads:
         plan: how much of everything.
         cache: keeps the rendered pictures for the next run; None keeps nothing.
         threads: CPU threads, shared by the two processes.
+        only: train this task alone, one of ALONE, beside the other networks that `output` has.
 
     Returns:
         What is written to `training.json`: scores, minutes, seeds, versions.
     """
     started = time.perf_counter()
     display = Display()
+    earlier: dict[str, Any] = {}
+    if only:
+        earlier = json.loads((output / "training.json").read_text())
+        seed = earlier["seed"]
     with tempfile.TemporaryDirectory(prefix="tercet-train-") as scratch, display.bars:
         folder = Path(scratch)
         rendered = cache or folder
@@ -291,9 +283,11 @@ def train_demo(output: Path, seed: int, plan: Plan, cache: Path | None, threads:
         unseen = render(gallery.scenes, rendered, "Render the gallery", display)
         render(sample_scenes(seed, plan.pictures), rendered, "Render pictures", display)
         minutes = {"render": (time.perf_counter() - started) / 60}
-        minutes |= train_side_by_side(
-            Work(rendered, folder, seed, plan, max(1, threads // PROCESSES)), display
-        )
+        if only:
+            for name in set(PUBLISHED) - {f"{only}.safetensors"}:
+                (folder / name).write_bytes((output / name).read_bytes())
+        work = Work(rendered, folder, seed, plan, threads if only else max(1, threads // PROCESSES))
+        minutes |= train_side_by_side(work, display, [only] if only else TASKS)
         torch.set_num_threads(threads)
         networks = load_networks(folder)
         scores = score(networks, gallery, unseen)
@@ -301,7 +295,8 @@ def train_demo(output: Path, seed: int, plan: Plan, cache: Path | None, threads:
         report = {
             "seed": seed,
             "scores": scores,
-            "minutes": {name: round(value, 1) for name, value in minutes.items()},
+            "minutes": earlier.get("minutes", {})
+            | {name: round(value, 1) for name, value in minutes.items() if not only or name == only},
             "threads": threads,
             "parameters": {
                 name: sum(parameter.numel() for parameter in network.parameters())
@@ -309,6 +304,7 @@ def train_demo(output: Path, seed: int, plan: Plan, cache: Path | None, threads:
                     ("isnet", networks.isnet),
                     ("git", networks.git),
                     ("clip", networks.clip),
+                    ("pic2word", networks.pic2word),
                 )
             },
             "plan": dataclasses.asdict(plan),

@@ -90,6 +90,9 @@ def digest_of_its_clip(checkpoint: checkpoints.Checkpoint) -> str | None:
     if checkpoint.container == "safetensors":
         with safetensors.safe_open(checkpoint.path, "pt") as file:
             return (file.metadata() or {}).get("clip_digest")
-    if "state_dict_img2text" in checkpoint.content and checkpoint.content.get("state_dict"):
+    if "state_dict_img2text" not in checkpoint.content:
+        return None
+    if checkpoint.content.get("state_dict"):
         return clip_digest(checkpoint.tensors("state_dict"))
-    return None
+    # `tercet-train pic2word --no-clip-in-checkpoint`
+    return checkpoint.content.get("tercet", {}).get("clip_digest")
