@@ -223,7 +223,9 @@ def _export_role(
             entry["preprocessing"] = asdict(exported.loaded.preprocessing)
         entry |= exported.loaded.details or {}
     if role in TOKENIZER_READERS:
-        tokenizer = vocabulary.build(entry["tokenizer"], choice.tokenizer, base)
+        details = entry["tokenizer"]
+        source = choice.tokenizer or vocabulary.default_source(details, choice.checkpoint, checkpoint)
+        tokenizer = vocabulary.build(details, source, base)
         file = staging / TOKENIZER_READERS[role] / "1" / "tokenizer.json"
         file.parent.mkdir(parents=True)
         tokenizer.save(str(file), pretty=False)

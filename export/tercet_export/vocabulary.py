@@ -1,12 +1,15 @@
 """Builds the `tokenizer.json` that the server reads (Hugging Face `tokenizers` form) from a network's own
 vocabulary.
 
-`clip-bpe`: CLIP's byte-pair encoding from a merges file; `wordpiece`: BERT's, from `vocab.txt`. Either may
-come as a ready `tokenizer.json`. Texts must be cleaned before CLIP's encoding as open_clip does it (ftfy,
-HTML entities, white space, lower case): that is the server's part, and no rule of this file format.
+`clip-bpe`: CLIP's byte-pair encoding from a merges file; `wordpiece`: BERT's, from `vocab.txt`;
+`sentencepiece`: SigLIP's and SigLIP 2's, from a `tokenizer.json` alone. The others may come as a ready
+`tokenizer.json` too. Cleaning texts and framing their tokens as open_clip does it is the server's part, by
+what the manifest says, and no rule of this file format.
 """
 
 import gzip
+import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +30,17 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 # its characters and not its id.
 CLIP_WORDS = r"'[s\x{17F}]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
 
+# What ends a text in T5's and in Gemma's vocabularies.
+ENDS = ("</s>", "<eos>")
+
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def build(details: dict[str, Any], source: str | None, base: Path) -> Tokenizer:
     """The tokenizer that a role's `details["tokenizer"]` describes, from `source`.
 
-    `source` is a file relative to `base` or `hf://...`; None is open_clip's own merges file. LineupError
-    where it does not have the network's ids.
+    `source` is a file relative to `base` or `hf://...`; None is open_clip's own merges file, for `clip-bpe`.
+    LineupError where it does not have the network's ids.
     """
     kind = details["kind"]
     if kind not in BUILDERS:
@@ -53,13 +59,45 @@ def build(details: dict[str, Any], source: str | None, base: Path) -> Tokenizer:
         raise
     except Exception as error:
         raise LineupError(f"tokenizer {path} cannot be used: {error}") from error
-    wanted = details.get("vocabulary")
-    if wanted is not None and tokenizer.get_vocab_size() > wanted:
-        raise LineupError(
-            f"tokenizer {path} has {tokenizer.get_vocab_size()} tokens and the network {wanted}: "
-            "give the vocabulary that it was trained with"
-        )
+    # A file may bring the settings of whoever saved it, which would pad or cut the ids.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    check(tokenizer, details, path)
     return tokenizer
+
+
+def check(tokenizer: Tokenizer, details: Mapping[str, Any], path: Path) -> None:
+    """LineupError where texts could get ids that the network does not have, or end with another token."""
+    size, wanted = tokenizer.get_vocab_size(), details.get("vocabulary")
+    cure = "give the vocabulary that it was trained with"
+    if wanted is not None and size > wanted:
+        # SigLIP's multilingual vocabulary is larger than its network: by tokens with punctuation, of which
+        # its cleaning leaves none.
+        more = [token for token, number in tokenizer.get_vocab().items() if number >= wanted]
+        cleaned = details.get("clean") == "canonicalize"
+        if not cleaned or not all(set(token) & set(string.punctuation) for token in more):
+            raise LineupError(f"tokenizer {path} has {size} tokens and the network {wanted}: {cure}")
+    if details["kind"] == "sentencepiece":
+        end = tokenizer.id_to_token(details["end"])
+        if end not in ENDS:
+            raise LineupError(
+                f"tokenizer {path} has {end!r} as token {details['end']}, with which the network's texts "
+                f"end: {cure}"
+            )
+
+
+def default_source(details: Mapping[str, Any], source: str, checkpoint: Path) -> str | None:
+    """Where the tokenizer is when the lineup names none, for `build`; None where nothing is known.
+
+    `source` is the checkpoint as the lineup names it, `checkpoint` its file. Of the hub: its repository. Of
+    this machine: the tokenizer.json beside it, else what open_clip names. CLIP's own comes with open_clip.
+    """
+    if details["kind"] == "clip-bpe":
+        return None
+    if source.startswith("hf://"):
+        return "/".join(source.split("/")[:4])
+    beside = checkpoint.absolute().parent / "tokenizer.json"
+    return str(beside) if beside.is_file() else details.get("published")
 
 
 def find(source: str, base: Path) -> Path:
@@ -126,4 +164,13 @@ def wordpiece(path: Path, details: dict[str, Any]) -> Tokenizer:
     return tokenizer
 
 
-BUILDERS = {"clip-bpe": clip_bpe, "wordpiece": wordpiece}
+def sentencepiece(path: Path, details: dict[str, Any]) -> Tokenizer:
+    """Refuses any file: SentencePiece's own cannot be read here, and the hub has it converted."""
+    raise LineupError(
+        f"{path} is no tokenizer.json, which this network's tokenizer must come as: take the one of the hub "
+        f"({details.get('published', 'hf://timm/ViT-B-16-SigLIP')}), or make one with transformers, "
+        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+    )
+
+
+BUILDERS = {"clip-bpe": clip_bpe, "wordpiece": wordpiece, "sentencepiece": sentencepiece}

@@ -15,11 +15,18 @@ from tercet.errors import LineupError
 from tercet_export import vocabulary
 from tests.serving.python_models import python_model
 from tests.tiny import VOCABULARY
+from tests.tiny_siglip import TOKENIZERS
 
 CLIP = {"kind": "clip-bpe", "vocabulary": 49408}
+SIGLIP = {
+    "kind": "sentencepiece",
+    "clean": "canonicalize",
+    "end": 1,
+    "published": "hf://timm/ViT-B-16-SigLIP",
+}
 THEIRS = SimpleTokenizer()
 OURS = vocabulary.build(CLIP, None, Path())
-clean = python_model("tokenize_text", "tokens").clean
+clean = python_model("tokenize_text", "tokens").lower
 
 
 @given(
@@ -89,7 +96,11 @@ def test_ready_tokenizer_file_is_taken(words: Path) -> None:
 @pytest.mark.parametrize(
     ("details", "source", "cure"),
     [
-        ({"kind": "sentencepiece"}, None, "wordpiece"),
+        ({"kind": "soundex"}, None, "wordpiece, sentencepiece"),
+        ({"kind": "sentencepiece"}, None, 'tokenizer = "'),
+        ({"kind": "sentencepiece"}, "spiece.model", "no tokenizer.json.*save_pretrained"),
+        ({"kind": "sentencepiece", "end": 1}, "wordpiece.json", r"'\[unused0\]' as token 1"),
+        ({"kind": "sentencepiece", "vocabulary": 50, "end": 1}, "wordpiece.json", "network 50"),
         ({"kind": "wordpiece"}, None, 'tokenizer = "'),
         ({"kind": "wordpiece", "vocabulary": 50}, "vocab.txt", "trained with"),
         ({"kind": "wordpiece"}, "broken.json", "cannot be used"),
@@ -97,5 +108,54 @@ def test_ready_tokenizer_file_is_taken(words: Path) -> None:
 )
 def test_wrong_vocabularies(details: dict, source: str | None, cure: str, words: Path) -> None:
     (words / "broken.json").write_text("{")
+    (words / "spiece.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    vocabulary.build({"kind": "wordpiece"}, "vocab.txt", words).save(str(words / "wordpiece.json"))
     with pytest.raises(LineupError, match=cure):
         vocabulary.build(details, source, words)
+
+
+def test_settings_that_a_tokenizer_file_was_saved_with_do_not_count(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_str(TOKENIZERS["SigLIP"][0].to_str())
+    tokenizer.enable_padding(length=9)
+    tokenizer.enable_truncation(3)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    built = vocabulary.build(SIGLIP, "tokenizer.json", tmp_path)
+    assert built.encode("red star sky wall", add_special_tokens=False).ids == [6, 11, 18, 19]
+
+
+def test_tokens_that_cleaning_makes_impossible_may_exceed_the_network(tmp_path: Path) -> None:
+    """As the hundred `<extra_id_N>` of the multilingual SigLIP's vocabulary do."""
+    size = TOKENIZERS["SigLIP"][0].get_vocab_size()
+    tokenizer = Tokenizer.from_str(TOKENIZERS["SigLIP"][0].to_str())
+    tokenizer.add_tokens(["<extra_id_0>", "<extra_id_1>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    details = {**SIGLIP, "vocabulary": size}
+    assert vocabulary.build(details, "tokenizer.json", tmp_path).get_vocab_size() == size + 2
+    with pytest.raises(LineupError, match=f"{size + 2} tokens and the network {size}"):
+        vocabulary.build({**details, "clean": "lower"}, "tokenizer.json", tmp_path)
+    tokenizer.add_tokens(["word"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(LineupError, match=f"{size + 3} tokens"):
+        vocabulary.build(details, "tokenizer.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("details", "source", "beside", "expected"),
+    [
+        (CLIP, "hf://timm/vit", True, None),
+        (CLIP, "weights.pt", True, None),
+        (SIGLIP, "hf://timm/ViT-B-16-SigLIP", False, "hf://timm/ViT-B-16-SigLIP"),
+        (SIGLIP, "hf://org/net/folder/weights.bin", False, "hf://org/net"),
+        ({"kind": "wordpiece"}, "hf://microsoft/git-base-coco", False, "hf://microsoft/git-base-coco"),
+        (SIGLIP, "weights.pt", False, "hf://timm/ViT-B-16-SigLIP"),
+        (SIGLIP, "weights.pt", True, "BESIDE"),
+        ({"kind": "wordpiece"}, "weights.pt", False, None),
+    ],
+)
+def test_tokenizer_of_a_checkpoint_that_names_none(
+    details: dict, source: str, beside: bool, expected: str | None, tmp_path: Path
+) -> None:
+    if beside:
+        (tmp_path / "tokenizer.json").write_text("{}")
+        expected = expected and str(tmp_path / "tokenizer.json")
+    assert vocabulary.default_source(details, source, tmp_path / "weights.pt") == expected

@@ -69,7 +69,7 @@ def test_tokens_are_those_of_open_clip(text: str, words: Any) -> None:
 @given(text=st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=60))
 def test_tokens_of_any_text_are_those_of_open_clip(text: str, words: Any) -> None:
     # The cleaning itself may make one, of text decoded wrongly.
-    assume(all(unicodedata.category(character) != "Cn" for character in tokens.clean(text)))
+    assume(all(unicodedata.category(character) != "Cn" for character in tokens.lower(text)))
     assume("<|" not in text)
     assert ids(text, words) == open_clip.tokenize([text])[0].tolist()
 
@@ -169,8 +169,8 @@ def test_a_text_far_too_long_is_refused(words: Any) -> None:
     assert "the text's 1024 KiB are over the limit of 128 KiB" in refusal(b"a " * 2**19, words)
 
 
-def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
-    entry = {"context_length": 64, "token_width": 8, "tokenizer": {"kind": "sentencepiece", "file": "x"}}
+def test_a_cleaning_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    entry = {"context_length": 64, "token_width": 8, "tokenizer": {"clean": "polish", "file": "x"}}
     (tmp_path / "lineup.json").write_text(json.dumps({"roles": {"clip_text": entry}}))
-    with pytest.raises(ValueError, match="'sentencepiece' is not supported"):
+    with pytest.raises(ValueError, match="cleaned by 'polish', known are lower, canonicalize"):
         tokens.load_vocabulary(tmp_path)

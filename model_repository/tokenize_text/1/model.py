@@ -26,6 +26,8 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(
                 f"lineup.json lacks {error}: export a lineup with clip_text"
             ) from None
+        except ValueError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Tokenise each request's texts."""
