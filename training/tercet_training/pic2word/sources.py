@@ -116,6 +116,8 @@ class Shards(Source):
                     if member.isfile() and f".{suffix.lower()}" in SUFFIXES:
                         yield number, member.offset, member.offset_data, member.size
                     archive.members = []  # type: ignore[attr-defined]  # or they pile up
+                if archive.offset >= path.stat().st_size:
+                    self.damaged[path] = "it ends without the mark of a tar file's end"
         except (tarfile.TarError, OSError, EOFError) as error:
             self.damaged[path] = str(error)
 
