@@ -16,7 +16,12 @@ app = typer.Typer(
 )
 
 
-app.command(epilog=EXAMPLES)(pic2word)
+def paragraphs(text: str | None) -> str:
+    """A docstring with each paragraph in one line, for terminals of any width."""
+    return "\n\n".join(" ".join(part.split()) for part in (text or "").split("\n\n"))
+
+
+app.command(epilog=EXAMPLES, help=paragraphs(pic2word.__doc__))(pic2word)
 
 
 @app.command()

@@ -60,7 +60,7 @@ class Phi(nn.Module):
 )
 def load(checkpoint: Path, options: Options) -> Loaded:
     """The official checkpoint's `Phi`, or its tensors alone; sizes follow from them."""
-    tensors = checkpoints.read(checkpoint).tensors("Phi")
+    tensors = checkpoints.read(checkpoint).tensors("Phi", "state_dict_img2text")
     first, last = tensors.get("layers.0.weight"), tensors.get("layers.6.weight")
     if first is None or last is None or first.dim() != 2 or last.dim() != 2:
         family = checkpoints.recognise(tensors)

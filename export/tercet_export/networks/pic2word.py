@@ -59,7 +59,7 @@ class Mapper(nn.Module):
 def load(checkpoint: Path, options: Options) -> Loaded:
     """The official checkpoint's `state_dict_img2text`, or its tensors alone; sizes follow from them."""
     content = checkpoints.read(checkpoint)
-    tensors = content.tensors("state_dict_img2text")
+    tensors = content.tensors("state_dict_img2text", "Phi")  # the other: to say what it is
     layers = sum(name.startswith("layers.") and name.endswith(".0.weight") for name in tensors)
     first, last = tensors.get("layers.0.0.weight"), tensors.get("fc_out.weight")
     if first is None or last is None or first.dim() != 2 or last.dim() != 2:
