@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tercet_export.networks.git import GIT, GITConfig, ImageEncoder
+from tercet_export.networks.clip_vision import ImageEncoder
+from tercet_export.networks.git import GIT, GITConfig
 from tercet_training import world
 from tercet_training.labels import AspectHead, PatchHead, label_scenes
 from tercet_training.loop import Report, Schedule, batches, fit, normalise, shift
@@ -99,7 +100,7 @@ class Classifier(nn.Module):
 def new_classifier() -> Classifier:
     """An untrained image encoder that knows where its patches are, with untrained heads."""
     sizes = config(vocabulary=1)
-    encoder = ImageEncoder(sizes)
+    encoder = ImageEncoder(sizes.vision())
     with torch.no_grad():
         encoder.positional_embedding[1:] = 0.3 * wave_positions(SIDE // sizes.patch_size, sizes.vision_width)
     return Classifier(encoder, sizes.vision_width)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tercet_export import checkpoints
 from tercet_export.networks.bert import AddAndNorm, merge_heads, split_heads
 from tercet_export.networks.captioner import CLIP_MEAN, CLIP_STD, captioner
+from tercet_export.networks.clip_vision import ImageEncoder, VisionSizes
 from tercet_export.networks.search import Caches, KeysValues, Now, SearchOptions, store
 from tercet_export.registry import Loaded, Options, Preprocessing, architecture, register
 
@@ -41,6 +42,17 @@ class GITConfig:
     start: int = 101
     end: int = 102
     max_tokens: int = 20
+
+    def vision(self) -> VisionSizes:
+        """The sizes of the image encoder."""
+        return VisionSizes(
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            width=self.vision_width,
+            layers=self.vision_layers,
+            heads=self.vision_heads,
+            projection=self.vision_projection,
+        )
 
 
 GIT_BASE = GITConfig()
@@ -76,65 +88,6 @@ HUB_NAMES = (
     (".mlp.c_proj", ".mlp.fc2"),
 )
 UNUSED = "image_encoder.proj"  # left out of the hub's layout
-
-
-class VisionAttention(nn.Module):
-    """Self-attention with its three projections in one matrix, under nn.MultiheadAttention's names."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, N, 3 D)
-        queries, keys, values = (split_heads(part, self.heads) for part in projected.chunk(3, dim=-1))
-        return self.out_proj(merge_heads(F.scaled_dot_product_attention(queries, keys, values)))
-
-
-class VisionBlock(nn.Module):
-    """One pre-norm transformer block of CLIP, with its QuickGELU."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = VisionAttention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        x = x + self.attn(self.ln_1(x))
-        inner = self.mlp["c_fc"](self.ln_2(x))
-        return x + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
-
-
-class ImageEncoder(nn.Module):
-    """CLIP's vision transformer; every token is kept and `proj` goes unused, as in the official code."""
-
-    def __init__(self, config: GITConfig) -> None:
-        super().__init__()
-        width, patch = config.vision_width, config.patch_size
-        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
-        self.class_embedding = nn.Parameter(width**-0.5 * torch.randn(width))
-        positions = (config.image_size // patch) ** 2 + 1
-        self.positional_embedding = nn.Parameter(width**-0.5 * torch.randn(positions, width))
-        self.ln_pre = nn.LayerNorm(width)
-        blocks = [VisionBlock(width, config.vision_heads) for _ in range(config.vision_layers)]
-        self.transformer = nn.ModuleDict({"resblocks": nn.Sequential(*blocks)})
-        self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(width**-0.5 * torch.randn(width, config.vision_projection))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised f32 (B, 3, V, V) -> (B, N, vision_width), N = 1 + (V / patch_size)^2."""
-        patches = self.conv1(pixels).flatten(2).transpose(1, 2)  # (B, N - 1, D)
-        start = self.class_embedding.expand(patches.shape[0], 1, -1)
-        x = torch.cat([start, patches], dim=1) + self.positional_embedding
-        return self.ln_post(self.transformer["resblocks"](self.ln_pre(x)))
 
 
 class TextLayer(nn.Module):
@@ -231,7 +184,7 @@ class GIT(nn.Module):
     def __init__(self, config: GITConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(config)
+        self.image_encoder = ImageEncoder(config.vision())
         self.textual = Textual(config)
 
     def encode(self, pixels: Tensor) -> list[KeysValues]:
