@@ -222,8 +222,11 @@ def allowed(log_probs: Tensor, token_ids: Tensor, position: Tensor, options: Sea
 def without_repeats(log_probs: Tensor, token_ids: Tensor, position: Tensor, options: SearchOptions) -> Tensor:
     """NEVER for each token that would complete a run of `no_repeat_ngram` tokens which is there already."""
     size = options.no_repeat_ngram
-    before = torch.tensor((options.start, *options.prompt), device=token_ids.device)
-    history = torch.cat([before.expand(*token_ids.shape[:2], -1), token_ids], dim=-1)  # (B, K, H)
+    # One by one: a tensor made of numbers inside the loop cannot be exported.
+    before = [torch.full_like(token_ids[..., :1], token) for token in (options.start, *options.prompt)]
+    history = torch.cat([*before, token_ids], dim=-1)  # (B, K, H)
+    if history.shape[-1] < size:
+        return log_probs
     known = len(before) + position  # tokens of the history that are decided
     runs = history.unfold(-1, size, 1)  # (B, K, W, size)
     places = torch.arange(runs.shape[2], device=token_ids.device)
