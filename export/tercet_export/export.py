@@ -16,11 +16,17 @@ from onnx_ir.passes import common as passes
 
 from tercet.errors import ExportError
 from tercet_export import checkpoints
+from tercet_export.gate import validate_half
+from tercet_export.precision import to_half
 from tercet_export.registry import Loaded, Network, Options, role_of
 from tercet_export.roles import Role
 from tercet_export.validate import validate
 
 TRACED_BATCH = 3
+
+# The first words of a file. By them the onnxruntime backend of `tercet.backends` knows fp16 on a CPU.
+PRODUCER = "tercet"
+HALF_PRODUCER = "tercet fp16"
 
 # Protobuf cannot hold more in one file; a little is left for the graph itself.
 LARGEST_FILE = 2_000_000_000
@@ -54,12 +60,14 @@ def export_network(
     started = time.monotonic()
     reset_peak_memory()
     loaded = network.load(checkpoint, options)
+    half = options is not None and options.precision == "fp16"
     parameters = sum(parameter.numel() for parameter in loaded.graph.parameters())
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
         partial = Path(folder) / output.name
-        nodes = write_graph(loaded, role_of(network), partial, network.name)
-        differences = validate(partial, loaded, role_of(network))
+        nodes = write_graph(loaded, role_of(network), partial, network.name, half=half)
+        gc.collect()
+        differences = (validate_half if half else validate)(partial, loaded, role_of(network))
         onnx_sha256 = checkpoints.sha256(partial)
         files = sorted(Path(folder).iterdir(), key=lambda file: file == partial)
         size = sum(file.stat().st_size for file in files)
@@ -80,8 +88,8 @@ def export_network(
     )
 
 
-def write_graph(loaded: Loaded, role: Role, path: Path, name: str) -> int:
-    """Trace the graph at batch 3 and write it; the number of its nodes."""
+def write_graph(loaded: Loaded, role: Role, path: Path, name: str, half: bool = False) -> int:
+    """Trace the graph at batch 3 and write it, `half` for fp16; the number of its nodes."""
     examples = role.example_inputs(loaded.sizes, loaded.details or {}, TRACED_BATCH)
     symbols = {symbol: torch.export.Dim(symbol) for symbol in role.dynamic}
     shapes = {
@@ -103,8 +111,11 @@ def write_graph(loaded: Loaded, role: Role, path: Path, name: str) -> int:
         raise ExportError(f"{name} could not be exported: {error}") from error
     assert program is not None
     model = program.model
+    if half:
+        passes.DeduplicateInitializersPass()(model)
+        to_half(model)
     finish(model, loaded, role)
-    model.producer_name = "tercet"
+    model.producer_name = HALF_PRODUCER if half else PRODUCER
     model.graph.name = name
     weights = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value

@@ -112,10 +112,10 @@ def to_half(model: onnx_ir.Model) -> None:
             node.replace_input_with(index, casts.get(value, planned.dtype(value), as_dtype(kind)))
         for graph, kinds in planned.outputs(node):
             casts.outputs(graph, planned, kinds)
+    casts.outputs(model.graph, planned, [Kind.FULL if is_float(v) else None for v in model.graph.outputs])
     for value, kind in planned.kinds.items():
         if kind is Kind.HALF and not value.is_initializer():
             value.dtype = DataType.FLOAT16
-    casts.outputs(model.graph, planned, [Kind.FULL if is_float(v) else None for v in model.graph.outputs])
     casts.drop_unused(model.graph)
 
 

@@ -91,7 +91,7 @@ class Network:
     arch: str | None
     options: tuple[str, ...]
     loader: Loader
-    precisions: tuple[str, ...] = ("fp32",)
+    precisions: tuple[str, ...] = ("fp32", "fp16")
     parameters: int | None = None
     input_size: int | None = None
     non_commercial: bool = False
@@ -136,7 +136,7 @@ def register(
     weights_licence: str,
     arch: str | None = None,
     options: tuple[str, ...] = ("arch",),
-    precisions: tuple[str, ...] = ("fp32",),
+    precisions: tuple[str, ...] = ("fp32", "fp16"),
     parameters: int | None = None,
     input_size: int | None = None,
     non_commercial: bool = False,
