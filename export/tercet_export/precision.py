@@ -240,7 +240,8 @@ class Plan:
 class Casts:
     """Values in another type: one Cast behind each, or another copy of a constant."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str = "") -> None:
+        self.label = label  # in the names of what is made: a value may have a cast from an earlier pass
         self.made: dict[tuple[Value, DataType], Value] = {}
 
     def get(self, value: Value, have: DataType, want: DataType) -> Value:
@@ -248,8 +249,8 @@ class Casts:
         if have == want:
             return value
         if (value, want) not in self.made:
-            constant = value.is_initializer()
-            self.made[value, want] = converted(value, want) if constant else cast_behind(value, want)
+            make = converted if value.is_initializer() else cast_behind
+            self.made[value, want] = make(value, want, f"{value.name}{self.label}_{want.name.lower()}")
         return self.made[value, want]
 
     def outputs(self, graph: onnx_ir.Graph, planned: Plan, kinds: list[Kind | None]) -> None:
@@ -265,10 +266,10 @@ class Casts:
                 del graph.initializers[str(value.name)]
 
 
-def cast_behind(value: Value, dtype: DataType) -> Value:
+def cast_behind(value: Value, dtype: DataType, name: str) -> Value:
     """A Cast of a value, where the value is made: in a loop's body only if it is made there."""
     node = onnx_ir.node("Cast", [value], {"to": dtype})
-    node.outputs[0].name = f"{value.name}_{dtype.name.lower()}"
+    node.outputs[0].name = name
     node.outputs[0].dtype = dtype
     node.outputs[0].shape = value.shape
     producer = value.producer()
@@ -281,7 +282,7 @@ def cast_behind(value: Value, dtype: DataType) -> Value:
     return node.outputs[0]
 
 
-def converted(value: Value, dtype: DataType) -> Value:
+def converted(value: Value, dtype: DataType, name: str) -> Value:
     """A copy of a constant in another type, made when it is written: it takes no memory until then.
 
     Numbers beyond fp16 become its largest, since those of attention masks would else be infinite and make
@@ -298,7 +299,6 @@ def converted(value: Value, dtype: DataType) -> Value:
         finite = whole.clamp(-LARGEST, LARGEST).where(whole.isfinite(), whole)
         return onnx_ir.Tensor(finite.to(torch.float16).numpy())
 
-    name = f"{value.name}_{dtype.name.lower()}"
     lazy = onnx_ir.LazyTensor(convert, dtype, onnx_ir.Shape(tensor.shape.numpy()), name=name)
     copy = onnx_ir.Value(name=name, shape=lazy.shape, type=onnx_ir.TensorType(dtype), const_value=lazy)
     value.graph.register_initializer(copy)
@@ -337,7 +337,7 @@ def rounded_everywhere(model: onnx_ir.Model) -> None:
     1000). Here each node computes in fp32 explicitly, and its result goes through fp16 and an Identity, which
     keeps the two casts apart: without optimisations (`ORT_DISABLE_ALL`) they are then not removed.
     """
-    casts = Casts()
+    casts = Casts(label="_rounded")
     for node in list(model.graph.all_nodes()):
         halves = [value for value in (*node.inputs, *node.outputs) if is_half(value)]
         if not halves or node.op_type in MOVES or node.op_type in SUBGRAPHS:
@@ -350,7 +350,7 @@ def rounded_everywhere(model: onnx_ir.Model) -> None:
             if not is_half(value):
                 continue
             value.dtype = DataType.FLOAT
-            half = cast_behind(value, DataType.FLOAT16)
+            half = cast_behind(value, DataType.FLOAT16, f"{value.name}_rounding")
             barrier = onnx_ir.node("Identity", [half])
             barrier.outputs[0].name = f"{value.name}_rounded"
             barrier.outputs[0].dtype, barrier.outputs[0].shape = DataType.FLOAT16, value.shape

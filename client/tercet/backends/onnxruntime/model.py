@@ -54,6 +54,8 @@ TENSORRT_RENAMED = {
     "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
 }
 BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
+# The producer's name, which comes first in a file: tercet_export wrote a graph of fp16.
+HALF_PRECISION = b"tercet fp16"
 
 Feed = dict[str, np.ndarray]
 
@@ -139,6 +141,21 @@ def session_options(config: dict[str, Any]) -> Any:
     for library in config.get("model_operations", {}).get("op_library_filename", []):
         options.register_custom_ops_library(library)
     return options
+
+
+def spare_half_precision(file: Path, options: Any, providers: list[tuple[str, dict[str, str]]]) -> None:
+    """Leave out onnxruntime's later optimisations for a graph of fp16 on the CPU, where they break it.
+
+    They crash the process (microsoft/onnxruntime#28392, seen with 1.32), or make nodes that have no kernel
+    there (#32186).
+    """
+    import onnxruntime
+
+    with file.open("rb") as content:
+        half = HALF_PRECISION in content.read(64)
+    basic = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if half and all(name == "CPUExecutionProvider" for name, _ in providers):
+        options.graph_optimization_level = min(options.graph_optimization_level, basic, key=int)
 
 
 def default_threads() -> int:
@@ -331,7 +348,9 @@ class TritonPythonModel:
             require(not config.get(feature), f"{feature} is not supported by the Python onnxruntime backend")
         providers = execution_providers(config, args["model_instance_kind"], args["model_instance_device_id"])
         file = model_file(args["model_repository"], args["model_version"], config)
-        self.session = create_session(file, session_options(config), providers)
+        options = session_options(config)
+        spare_half_precision(file, options, providers)
+        self.session = create_session(file, options, providers)
         self.inputs = {node.name: node for node in self.session.get_inputs()}
         overridable = {node.name: node for node in self.session.get_overridable_initializers()}
         outputs = {node.name: node for node in self.session.get_outputs()}

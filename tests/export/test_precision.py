@@ -1,0 +1,268 @@
+"""fp16: what is converted and what is not, and a gate that refuses what fp16 breaks."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+import torch
+from onnx_ir import DataType
+from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
+
+from tercet.errors import ExportError, ValidationError
+from tercet_export import export, gate, precision
+from tercet_export.export import export_network, write_graph
+from tercet_export.gate import rendered, validate_half
+from tercet_export.registry import Loaded, Options, network
+from tercet_export.roles import ROLES
+from tercet_export.validate import open_graph, reference
+from tests.export.test_registry import CASES, IN_THE_LINEUP, case, tiny  # noqa: F401
+
+ROLE = ROLES["image_to_token"]
+SIZES = {"D": 16, "W": 16}
+
+# One of each family that the tiny lineup does not hold.
+OTHERS = [
+    name for name in CASES if name not in IN_THE_LINEUP and not name.endswith("-large") and name != "lincir"
+]
+
+
+class Function(torch.nn.Module):
+    """A graph for `image_to_token` from a function."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, features: Tensor) -> tuple[Tensor]:
+        return (self.function(features),)
+
+
+def weights(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * shape[0] ** -0.5
+
+
+W, V = weights(16, 16), weights(16, 16, seed=1)
+
+
+def half_graph(function, path: Path) -> tuple[Loaded, onnx_ir.Model]:
+    loaded = Loaded(Function(function), SIZES)
+    write_graph(loaded, ROLE, path, "function", half=True)
+    return loaded, onnx_ir.load(path)
+
+
+def produced(model: onnx_ir.Model, operation: str) -> list[DataType | None]:
+    """The type of each output of an operation."""
+    return [node.outputs[0].dtype for node in model.graph.all_nodes() if node.op_type == operation]
+
+
+def casts(model: onnx_ir.Model) -> Iterator[tuple[onnx_ir.Node, onnx_ir.Value]]:
+    for node in model.graph.all_nodes():
+        if node.op_type == "Cast" and node.inputs[0] is not None:
+            yield node, node.inputs[0]
+
+
+def check_economical(path: Path) -> None:
+    """Weights in fp16, no value converted twice, none of the outside converted inside a loop, no detours."""
+    model = onnx_ir.load(path)
+    for value in model.graph.initializers.values():
+        assert value.dtype != DataType.FLOAT or value.const_value.size <= 1024, value.name
+    seen = set()
+    for node, value in casts(model):
+        to = node.attributes["to"].as_int()
+        assert (value, to) not in seen, f"{value.name} is converted twice"
+        seen.add((value, to))
+        float_types = (DataType.FLOAT, DataType.FLOAT16)
+        if value.dtype in float_types and to in float_types:
+            assert value.producer() is None or value.producer().op_type != "Cast", value.name
+            assert value.producer() is None or value.producer().graph is node.graph, value.name
+
+
+@pytest.fixture(scope="module")
+def half_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tercet_export.lineup import export_lineup
+    from tests.tiny import write_tiny_lineup
+
+    folder = tmp_path_factory.mktemp("half")
+    lineup = write_tiny_lineup(folder)
+    lineup.write_text(lineup.read_text().replace("\nnetwork = ", '\nprecision = "fp16"\nnetwork = '))
+    export_lineup(lineup, folder / "model_repository")
+    return folder / "model_repository"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_lineup_in_half(role: str, half_repository: Path, tiny_repository: Path) -> None:
+    """Every role passed the gate; its file shrinks by the weights, all of them."""
+    half, whole = (folder / role / "1" / "model.onnx" for folder in (half_repository, tiny_repository))
+    check_economical(half)
+    weights = sum(value.const_value.nbytes for value in onnx_ir.load(whole).graph.initializers.values())
+    assert half.stat().st_size < whole.stat().st_size - 0.4 * weights
+
+
+def test_half_lineup_is_served(half_repository: Path) -> None:
+    """On the embedded Triton, whose ONNX Runtime needs care with fp16 on a CPU."""
+    import io
+
+    from PIL import Image
+
+    from tercet.client import Client
+    from tercet.server import EmbeddedServer
+
+    file = io.BytesIO()
+    Image.fromarray(rendered(96, 1)).save(file, "PNG")
+    with EmbeddedServer(half_repository) as server, Client(server.grpc_address) as client:
+        assert client.caption(file.getvalue())
+        for embedding in (client.embed_images([file.getvalue()])[0], client.embed_texts(["a red star"])[0]):
+            assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_networks_in_half(name: str, tiny: Path, tmp_path: Path) -> None:  # noqa: F811
+    checkpoint, options = case(name, tiny)
+    exported = export_network(
+        network(name), checkpoint, tmp_path / "model.onnx", replace(options, precision="fp16")
+    )
+    assert exported.differences
+    check_economical(exported.path)
+
+
+def test_public_types_stay(tmp_path: Path) -> None:
+    loaded, _ = half_graph(lambda x: x @ W, tmp_path / "g.onnx")
+    worst = validate_half(tmp_path / "g.onnx", loaded, ROLE)
+    assert 0 < worst["pseudo_token"] < 1e-6
+
+
+def test_overflow_is_refused(tmp_path: Path) -> None:
+    """In fp16 the middle is infinite. ONNX Runtime on a CPU does not show it: rounding every result does."""
+    loaded, _ = half_graph(
+        lambda x: ((x @ (W * 1000)) * 1000).relu() * 1e-3 @ (V * 1e-3), tmp_path / "g.onnx"
+    )
+    inputs = ROLE.example_inputs(SIZES, {}, 4)
+    found = open_graph(tmp_path / "g.onnx", loaded, ROLE, gate.LEVEL)(inputs)[0]
+    assert np.abs(found - reference(loaded, ROLE, inputs)["pseudo_token"]).max() < 0.01
+    with pytest.raises(ValidationError, match=r"not finite in fp16.*precision fp32"):
+        validate_half(tmp_path / "g.onnx", loaded, ROLE)
+
+
+def test_lost_digits_are_refused(tmp_path: Path) -> None:
+    loaded, _ = half_graph(lambda x: (x @ W + 3000) - 3000, tmp_path / "g.onnx")
+    with pytest.raises(ValidationError, match=r"1 - cosine .* precision fp32"):
+        validate_half(tmp_path / "g.onnx", loaded, ROLE)
+
+
+def test_refused_export_leaves_the_old_file(tmp_path: Path) -> None:
+    from tercet_export.registry import Network
+
+    def loader(checkpoint: Path, options: Options) -> Loaded:
+        return Loaded(Function(lambda x: (x @ W + 3000) - 3000), SIZES)
+
+    entry = Network("n", ROLE.name, "", "", "", "", None, (), loader)
+    (tmp_path / "model.onnx").write_bytes(b"old")
+    (tmp_path / "weights").write_bytes(b"weights")
+    with pytest.raises(ValidationError):
+        export_network(entry, tmp_path / "weights", tmp_path / "model.onnx", Options(precision="fp16"))
+    assert (tmp_path / "model.onnx").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_sums_and_softmax_are_in_fp32(tmp_path: Path) -> None:
+    def attend(x: Tensor) -> Tensor:
+        x = x @ W
+        scores = x[:, None, :] * x[:, :, None]
+        x = (scores.softmax(dim=-1) @ x[:, :, None])[..., 0]
+        return x / (1 + x.square().sum(dim=-1, keepdim=True))
+
+    loaded, model = half_graph(attend, tmp_path / "g.onnx")
+    assert produced(model, "Softmax") == [DataType.FLOAT]
+    assert set(produced(model, "MatMul")) == {DataType.FLOAT16}
+    assert set(produced(model, "Div")) == {DataType.FLOAT}
+    validate_half(tmp_path / "g.onnx", loaded, ROLE)
+
+
+def test_masks_beyond_fp16(tmp_path: Path) -> None:
+    """The smallest float fills a mask; a row that is all masked gives equal weights, and no NaN."""
+
+    def attend(x: Tensor) -> Tensor:
+        x = x @ W
+        scores = (x[:, None, :] * x[:, :, None]).masked_fill(
+            torch.arange(16)[:, None] < 8, torch.finfo(torch.float32).min
+        )
+        return (scores.softmax(dim=-1) @ x[:, :, None])[..., 0]
+
+    loaded, _ = half_graph(attend, tmp_path / "g.onnx")
+    validate_half(tmp_path / "g.onnx", loaded, ROLE)
+
+
+def test_an_epsilon_that_fp16_has_not(tmp_path: Path) -> None:
+    def standardise(x: Tensor) -> Tensor:
+        x = (x @ W).relu() * 0
+        return x / (x.amax(dim=-1, keepdim=True) + 2e-8) + 1
+
+    loaded, _ = half_graph(standardise, tmp_path / "g.onnx")
+    validate_half(tmp_path / "g.onnx", loaded, ROLE)
+
+
+def test_loop_keeps_caches_in_fp16_and_totals_in_fp32(tmp_path: Path) -> None:
+    """As in a captioner: what the loop reads from outside is converted once, outside."""
+
+    def search(x: Tensor) -> Tensor:
+        memory = (x @ W).softmax(dim=-1)  # fp32, needed in fp16 by the body
+
+        def unfinished(step: Tensor, cache: Tensor, total: Tensor) -> Tensor:
+            return step < 4
+
+        def body(step: Tensor, cache: Tensor, total: Tensor) -> tuple[Tensor, ...]:
+            new = (memory + cache) @ V
+            return step + 1, cache + new, total + new.log_softmax(dim=-1)
+
+        state = (torch.zeros((), dtype=torch.int64), torch.zeros_like(x), torch.zeros_like(x))
+        if torch.compiler.is_compiling():
+            return while_loop(unfinished, body, state)[2]
+        while unfinished(*state):
+            state = body(*state)
+        return state[2]
+
+    loaded, model = half_graph(search, tmp_path / "g.onnx")
+    (loop,) = (node for node in model.graph if node.op_type == "Loop")
+    assert sorted(str(value.dtype) for value in loop.outputs) == ["FLOAT", "FLOAT16", "INT64"]
+    check_economical(tmp_path / "g.onnx")
+    validate_half(tmp_path / "g.onnx", loaded, ROLE)
+
+
+def test_a_constant_used_in_both_ways(tmp_path: Path) -> None:
+    shared = weights(16)
+    loaded, model = half_graph(lambda x: ((x * shared).softmax(dim=-1) @ W) + shared, tmp_path / "g.onnx")
+    kept = [value.dtype for value in model.graph.initializers.values() if value.shape == (16,)]
+    assert sorted(map(str, kept)) == ["FLOAT", "FLOAT16"]
+    validate_half(tmp_path / "g.onnx", loaded, ROLE)
+
+
+def test_weights_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "LARGEST_FILE", 200)
+    loaded, _ = half_graph(lambda x: x @ W, tmp_path / "g.onnx")
+    assert (tmp_path / "g.onnx.data").stat().st_size == 16 * 16 * 2
+    validate_half(tmp_path / "g.onnx", loaded, ROLE)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["g.onnx", "g.onnx.data"]
+
+
+def test_operation_without_a_rule() -> None:
+    body = onnx_ir.Graph([], [], nodes=[], name="body")
+    node = onnx_ir.node("Scan", [], {"body": body, "num_scan_inputs": 0})
+    model = onnx_ir.Model(
+        onnx_ir.Graph([], [], nodes=[node], opset_imports={"": 20}, name="g"), ir_version=10
+    )
+    with pytest.raises(ExportError, match="Scan in fp16"):
+        precision.to_half(model)
+
+
+def test_rendered_scenes_are_pictures() -> None:
+    scene = rendered(64, 0)
+    assert (scene == rendered(64, 0)).all()
+    assert (scene != rendered(64, 2)).any()
+    assert scene.dtype == np.uint8
+    assert scene.std() > 10
+    assert np.abs(np.diff(scene.astype(int), axis=1)).mean() < 12  # smooth, as noise is not
