@@ -48,8 +48,8 @@ def new_staging(target: Path) -> Path:
 def install(staging: Path, target: Path, manifest: Mapping[str, Any]) -> None:
     """Move what `staging` holds into `target`, all or nothing: a failure on the way puts everything back.
 
-    Roles that the lineup does not fill lose their weights; configurations that `target` lacks are copied
-    from the checkout.
+    Roles that the lineup does not fill lose their weights and tokenizers; configurations that `target` lacks
+    are copied from the checkout.
     """
     copy_hand_written(staging, target)
     for model in MANIFEST_READERS:
@@ -63,6 +63,7 @@ def install(staging: Path, target: Path, manifest: Mapping[str, Any]) -> None:
     ]
     wanted = {destination for _, destination in moves}
     there = [file for role in ROLES for file in sorted((target / role / "1").glob("model.onnx*"))]
+    there += sorted(target.glob("*/1/tokenizer.json"))
     undo: list[tuple[Path, Path]] = []
     try:
         for file in set(there) - wanted:

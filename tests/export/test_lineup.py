@@ -151,6 +151,11 @@ def test_role_left_out_loses_its_weights(exported: tuple[Path, Path], no_export:
     assert not (target / "image_to_token" / "1" / "model.onnx").exists()
     assert (target / "image_to_token" / "config.pbtxt").exists()
     assert (target / "clip_text" / "1" / "model.onnx").exists()
+    before, _, after = head.partition("[captioner]")
+    lineup.write_text(before + "[clip_image]" + after.partition("[clip_image]")[2])
+    export_lineup(lineup, target)
+    assert not (target / "detokenize_caption" / "1" / "tokenizer.json").exists()
+    assert (target / "tokenize_text" / "1" / "tokenizer.json").exists()
 
 
 @pytest.mark.parametrize(

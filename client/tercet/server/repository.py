@@ -63,13 +63,18 @@ def closure(name: str, configurations: Mapping[str, ModelConfig]) -> set[str]:
 
 
 def missing_file(model: Path, configuration: ModelConfig) -> Path | None:
-    """Return the file that a model lacks in every version; None where it has it, or its name is unknown."""
+    """Return a file that a model lacks in every version; None where it lacks none that is known.
+
+    That is the model itself, and what its configuration names as `required_file`: a Python model may read
+    what only some lineups bring.
+    """
     backend = configuration.backend or configuration.platform.removesuffix("_onnx")
     file = configuration.default_model_filename or MODEL_FILES.get(backend or "onnxruntime")
     versions = [folder for folder in model.iterdir() if folder.name.isdecimal()]
-    if file is None or any((version / file).exists() for version in versions):
-        return None
-    return max(versions, key=lambda folder: int(folder.name), default=model / "1") / file
+    for needed in (file, configuration.parameters["required_file"].string_value):
+        if needed and not any((version / needed).exists() for version in versions):
+            return max(versions, key=lambda folder: int(folder.name), default=model / "1") / needed
+    return None
 
 
 def reason_against(name: str, configurations: Mapping[str, ModelConfig], repository: Path) -> str | None:
