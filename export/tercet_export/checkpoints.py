@@ -26,6 +26,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from tercet.errors import CheckpointError
 from tercet_export import torchscript
 from tercet_export.downloads import download
+from tercet_export.stand_ins import stand_ins
 
 # Looked for in a hub repository when no file is named: safetensors first.
 HUB_FILES = (
@@ -194,6 +195,11 @@ def read(path: Path) -> Checkpoint:
     if head.startswith(b"PK"):
         try:
             with zipfile.ZipFile(path) as archive:
+                if all(name.endswith(".npy") for name in archive.namelist()):
+                    raise CheckpointError(
+                        f"{path} holds NumPy arrays, as big_vision publishes SigLIP: take open_clip's copy of "
+                        "it, such as hf://timm/ViT-B-16-SigLIP"
+                    )
                 scripted = torchscript.is_torchscript(archive)
                 damaged = archive.testzip()  # torch itself does not check
         except zipfile.BadZipFile as error:
@@ -246,9 +252,10 @@ def _read_shards(index: Path) -> Checkpoint:
 
 def _read_torch(path: Path) -> Checkpoint:
     try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            # What is mapped needs no memory until it is read; torch maps zip files only.
-            mapped = zipfile.is_zipfile(path)
+        # What is mapped needs no memory until it is read; torch maps zip files only.
+        mapped = zipfile.is_zipfile(path)
+        inert = stand_ins(path) if mapped else []
+        with torch.serialization.safe_globals([*NUMPY_SCALARS, *inert]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UnpicklingError as error:
         stranger = re.search(r"(?:GLOBAL|class|function|callable) ([\w.]+\.\w+)", str(error))

@@ -2,18 +2,20 @@
 vocabulary.
 
 `clip-bpe`: CLIP's byte-pair encoding from a merges file; `wordpiece`: BERT's, from `vocab.txt`;
-`sentencepiece`: SigLIP's and SigLIP 2's, from a `tokenizer.json` alone. The others may come as a ready
-`tokenizer.json` too. Cleaning texts and framing their tokens as open_clip does it is the server's part, by
-what the manifest says, and no rule of this file format.
+`sentencepiece`: SigLIP's and SigLIP 2's, from a `tokenizer.json` alone; `ofa-bpe`: GPT-2's under OFA's ids,
+to read captions. The others may come as a ready `tokenizer.json` too. Cleaning texts and framing their tokens
+as open_clip does it is the server's part, by what the manifest says, and no rule of this file format.
 """
 
 import gzip
+import json
 import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import BPE, WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -35,6 +37,13 @@ ENDS = ("</s>", "<eos>")
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
+# OFA's first ids; its words follow, then codes of pictures and bins of places, which no vocabulary file has.
+OFA_HOMES = (
+    "vocab.json of hf://OFA-Sys/ofa-base, or dict.txt and encoder.json of utils/BPE in github.com/OFA-Sys/OFA"
+)
+OFA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+OFA_MORE = (*(f"<code_{n}>" for n in range(8192)), *(f"<bin_{n}>" for n in range(1000)))
+
 
 def build(details: dict[str, Any], source: str | None, base: Path) -> Tokenizer:
     """The tokenizer that a role's `details["tokenizer"]` describes, from `source`.
@@ -51,7 +60,7 @@ def build(details: dict[str, Any], source: str | None, base: Path) -> Tokenizer:
         )
     path = default_merges() if source is None else find(source, base)
     try:
-        if path.suffix == ".json":
+        if path.suffix == ".json" and kind != "ofa-bpe":
             tokenizer = Tokenizer.from_file(str(path))
         else:
             tokenizer = BUILDERS[kind](path, details)
@@ -90,20 +99,22 @@ def default_source(details: Mapping[str, Any], source: str, checkpoint: Path) ->
     """Where the tokenizer is when the lineup names none, for `build`; None where nothing is known.
 
     `source` is the checkpoint as the lineup names it, `checkpoint` its file. Of the hub: its repository. Of
-    this machine: the tokenizer.json beside it, else what open_clip names. CLIP's own comes with open_clip.
+    this machine: the tokenizer.json beside it (OFA's vocab.json or dict.txt too), else what is published.
+    CLIP's own comes with open_clip.
     """
     if details["kind"] == "clip-bpe":
         return None
     if source.startswith("hf://"):
         return "/".join(source.split("/")[:4])
-    beside = checkpoint.absolute().parent / "tokenizer.json"
-    return str(beside) if beside.is_file() else details.get("published")
+    names = ("tokenizer.json", "vocab.json", "dict.txt")[: 3 if details["kind"] == "ofa-bpe" else 1]
+    beside = [checkpoint.absolute().parent / name for name in names]
+    return next((str(path) for path in beside if path.is_file()), details.get("published"))
 
 
 def find(source: str, base: Path) -> Path:
-    """The local vocabulary file; of a hub repository its tokenizer.json or vocab.txt where none is named."""
+    """The local vocabulary file; of a hub repository the first of the usual ones where none is named."""
     if source.startswith("hf://") and source.count("/") == 3:
-        return checkpoints.hub_file(source.removeprefix("hf://"), "tokenizer.json", "vocab.txt")
+        return checkpoints.hub_file(source.removeprefix("hf://"), "tokenizer.json", "vocab.txt", "vocab.json")
     return checkpoints.resolve(source, base)
 
 
@@ -173,4 +184,49 @@ def sentencepiece(path: Path, details: dict[str, Any]) -> Tokenizer:
     )
 
 
-BUILDERS = {"clip-bpe": clip_bpe, "wordpiece": wordpiece, "sentencepiece": sentencepiece}
+def ofa_bpe(path: Path, details: dict[str, Any]) -> Tokenizer:
+    """GPT-2's byte-pair encoding under OFA's ids, without merges: captions are only read.
+
+    From the hub's `vocab.json` or a `tokenizer.json`, or from fairseq's `dict.txt` with `encoder.json` beside
+    it. As fairseq prints them, unknown words, codes and bins are text.
+    """
+    if path.suffix == ".json":
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "model" in content:
+            added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+            content = content["model"]["vocab"] | added
+        vocabulary: dict[str, int] = content
+    else:
+        vocabulary = fairseq_words(path)
+    if [vocabulary.get(token) for token in OFA_SPECIALS] != list(range(len(OFA_SPECIALS))):
+        raise LineupError(
+            f"{path} is no vocabulary of OFA, in which {', '.join(OFA_SPECIALS)} come first: give {OFA_HOMES}"
+        )
+    if details["vocabulary"] - len(vocabulary) == len(OFA_MORE):
+        vocabulary |= {token: number for number, token in enumerate(OFA_MORE, len(vocabulary))}
+    tokenizer = Tokenizer(BPE(vocabulary, []))
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens([token for token in OFA_SPECIALS if token != "<unk>"])
+    return tokenizer
+
+
+def fairseq_words(path: Path) -> dict[str, int]:
+    """OFA's ids from `dict.txt`: a line is a number of GPT-2's, which `encoder.json` says in words."""
+    beside = path.parent / "encoder.json"
+    if not beside.is_file():
+        raise LineupError(
+            f"{path} holds numbers, whose words are in encoder.json, which is not beside it: give {OFA_HOMES}"
+        )
+    words = {str(number): word for word, number in json.loads(beside.read_text(encoding="utf-8")).items()}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    symbols = [line.rpartition(" ")[0] for line in lines if line]
+    tokens = [*OFA_SPECIALS, *(words.get(symbol, symbol) for symbol in symbols), "<mask>"]
+    return {token: number for number, token in enumerate(tokens)}
+
+
+BUILDERS = {
+    "clip-bpe": clip_bpe,
+    "wordpiece": wordpiece,
+    "sentencepiece": sentencepiece,
+    "ofa-bpe": ofa_bpe,
+}

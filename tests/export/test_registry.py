@@ -13,8 +13,10 @@ from tercet_export.registry import Options, architecture, network, networks
 from tercet_export.roles import ROLES
 from tercet_export.validate import validate
 from tests.tiny import write_tiny_lineup
-from tests.tiny_inspyrenet import write_inspyrenet
 from tests.tiny_blip import write_blip
+from tests.tiny_inspyrenet import write_inspyrenet
+from tests.tiny_mplug import write_mplug
+from tests.tiny_ofa import write_ofa
 from tests.tiny_pic2word import write_phi
 
 # The tiny checkpoint of each network and its architecture.
@@ -28,6 +30,12 @@ CASES: Mapping[str, tuple[str, str | None]] = {
     "inspyrenet": ("inspyrenet.safetensors", "inspyrenet.json"),
     "isnet": ("isnet.safetensors", "isnet.json"),
     "lincir": ("phi.pt", None),
+    "mplug-base": ("mplug.safetensors", "mplug.json"),
+    "mplug-large": ("mplug.safetensors", "mplug.json"),
+    "ofa-base": ("ofa.safetensors", "ofa.json"),
+    "ofa-large": ("ofa.safetensors", "ofa.json"),
+    "ofa-medium": ("ofa.safetensors", "ofa.json"),
+    "ofa-tiny": ("ofa.safetensors", "ofa.json"),
     "pic2word": ("pic2word.safetensors", None),
     "searle": ("phi.pt", None),
 }
@@ -45,6 +53,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_inspyrenet(folder)
     write_phi(folder / "phi.pt")
     write_blip(folder)
+    write_ofa(folder)
+    write_mplug(folder)
     return folder
 
 

@@ -1,6 +1,7 @@
 """A captioner's token ids as text, as the official decoding gives it."""
 
 import json
+import string
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,12 @@ TIGHTENED = (
     (" ' ", "'"),
     *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
 )
+
+REPLACED = {
+    "wordpiece": TIGHTENED,
+    # OFA's evaluation takes out all punctuation (utils/eval_utils.py, eval_caption).
+    "ofa-bpe": tuple((mark, "") for mark in string.punctuation),
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary(
         words=Tokenizer.from_file(str(folder / tokenizer["file"])),
         end=tokenizer["end"],
-        replaced=TIGHTENED if tokenizer["kind"] == "wordpiece" else (),
+        replaced=REPLACED.get(tokenizer["kind"], ()),
     )
 
 
@@ -43,7 +50,7 @@ def detokenize(token_ids: Iterable[np.ndarray], vocabulary: Vocabulary) -> list[
         text = vocabulary.words.decode(caption(row, vocabulary.end), skip_special_tokens=True)
         for old, new in vocabulary.replaced:
             text = text.replace(old, new)
-        texts.append(text)
+        texts.append(text.strip())
     return texts
 
 
