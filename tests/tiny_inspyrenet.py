@@ -14,7 +14,9 @@ from tests.export import parity
 SWIN = InSPyReNetConfig(
     "swin", width=16, depths=(2, 1, 2, 1), heads=(1, 2, 2, 4), window=4, depth=16, size=96
 )
-RES2NET = replace(SWIN, backbone="res2net", depths=(1, 2, 1, 3), heads=(), window=0)
+RES2NET = replace(
+    SWIN, backbone="res2net", width=64, depths=(1, 1, 1, 3), heads=(), window=0
+)  # official stem
 
 
 def inspyrenet_weights(config: InSPyReNetConfig) -> dict[str, torch.Tensor]:

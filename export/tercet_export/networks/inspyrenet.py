@@ -76,8 +76,10 @@ class ConvNorm(nn.Module):
         self.bn = nn.BatchNorm2d(outputs) if norm else nn.Identity()
         self.relu = nn.ReLU() if relu else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H, W)."""
+    def forward(self, x: Tensor, factor: int = 1) -> Tensor:
+        """(B, inputs, H, W), of which the true values are `factor` times as large -> (B, outputs, H, W)."""
+        if factor != 1:
+            return self.relu(self.bn(F.conv2d(x, self.conv.weight * factor)))
         return self.relu(self.bn(self.conv(x)))
 
 
@@ -198,11 +200,12 @@ class ContextAttention(nn.Module):
             regions += [over.clip(0, 1), (-over).clip(0, 1)]
         shares = torch.cat(regions, dim=1).flatten(2)  # (B, R, s * s)
         # Memory is viewed as (s * s, channels), not transposed to it: what the checkpoints were trained with.
-        looks = shares @ x.reshape(batch, side * side, channels)  # (B, R, channels)
+        # These are sums, too large for fp16: their factor `side` goes to the weights that take them in.
+        looks = (shares / side) @ x.reshape(batch, side * side, channels)  # (B, R, channels)
         looks = looks.transpose(1, 2).unsqueeze(3)  # (B, channels, R, 1)
         query = self.conv_query(x).flatten(2)  # (B, width, s * s)
-        key = self.conv_key(looks).flatten(2)  # (B, width, R)
-        value = self.conv_value(looks).flatten(2)
+        key = self.conv_key[1](self.conv_key[0](looks, side)).flatten(2)  # (B, width, R)
+        value = self.conv_value[1](self.conv_value[0](looks, side)).flatten(2)
         weights = (self.scale * (key.transpose(1, 2) @ query)).softmax(dim=1)  # (B, R, s * s)
         context = self.conv_out1((value @ weights).unflatten(2, (side, side)))  # (B, width, s, s)
         features = self.conv_out3(self.conv_out2(torch.cat((x, context), dim=1)))
