@@ -195,10 +195,10 @@ def read(path: Path) -> Checkpoint:
     if head.startswith(b"PK"):
         try:
             with zipfile.ZipFile(path) as archive:
-                if all(name.endswith(".npy") for name in archive.namelist()):
+                if any(name.endswith(".npy") for name in archive.namelist()):
                     raise CheckpointError(
-                        f"{path} holds NumPy arrays, as big_vision publishes SigLIP: take open_clip's copy of "
-                        "it, such as hf://timm/ViT-B-16-SigLIP"
+                        f"{path} holds NumPy arrays, as big_vision publishes SigLIP: take open_clip's copy "
+                        "of it, such as hf://timm/ViT-B-16-SigLIP"
                     )
                 scripted = torchscript.is_torchscript(archive)
                 damaged = archive.testzip()  # torch itself does not check

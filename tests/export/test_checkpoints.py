@@ -1,6 +1,7 @@
 """Every container is read, and everything that is wrong with one is said without running its code."""
 
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -205,7 +206,7 @@ def test_checkpoint_of_another_network_is_recognised(isnet: Tensors, tmp_path: P
     with pytest.raises(CheckpointError, match=r"GIT in Microsoft's layout, not of IS-Net"):
         load_isnet(git_weights(), tmp_path)
     torch.save(isnet, tmp_path / "isnet.pth")
-    with pytest.raises(CheckpointError, match="IS-Net, not of CLIP"):
+    with pytest.raises(CheckpointError, match=r"IS-Net, not of open_clip's ViT-B-32-quickgelu"):
         network("clip-text").load(tmp_path / "isnet.pth", Options(arch="ViT-B-32-quickgelu"))
     with pytest.raises(CheckpointError, match="IS-Net"):
         network("pic2word").load(tmp_path / "isnet.pth")
@@ -278,3 +279,89 @@ def test_hub_cache_is_used_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert checkpoints.resolve("hf://org/net").read_bytes() == b"weights"
+
+
+def write_shards(folder: Path, tensors: Tensors) -> Path:
+    """A checkpoint in two files with the hub's index."""
+    names = sorted(tensors)
+    places = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        safetensors.torch.save_file({name: tensors[name] for name in part}, folder / file)
+        places |= dict.fromkeys(part, file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+def test_a_checkpoint_in_several_files_is_read_by_its_index(isnet: Tensors, tmp_path: Path) -> None:
+    index = write_shards(tmp_path, isnet)
+    read = checkpoints.read(index).tensors()
+    assert read.keys() == isnet.keys()
+    assert all(torch.equal(read[name], isnet[name]) for name in isnet)
+    before = checkpoints.sha256(index)
+    other = isnet | {min(isnet): isnet[min(isnet)] + 1}
+    assert checkpoints.sha256(write_shards(tmp_path, other)) != before
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"names model-00002-of-00002\.safetensors, which is not beside it"
+    ):
+        checkpoints.read(index)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {"a": "../b.safetensors"}}'])
+def test_an_index_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match="no index of safetensors files"):
+        checkpoints.read(tmp_path / "model.safetensors.index.json")
+
+
+def test_an_index_without_its_tensor_is_refused(isnet: Tensors, tmp_path: Path) -> None:
+    index = write_shards(tmp_path, isnet)
+    index.write_text(index.read_text().replace(f'"{min(isnet)}"', '"invented"'))
+    with pytest.raises(
+        CheckpointError, match=r"lacks invented, which model\.safetensors\.index\.json places there"
+    ):
+        checkpoints.read(index)
+
+
+def test_the_hubs_index_and_configuration_bring_their_files(
+    isnet: Tensors, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    index = write_shards(tmp_path, isnet)
+    fetched: list[str] = []
+
+    def download(repository: str, file: str) -> str:
+        fetched.append(file)
+        if not (tmp_path / file).is_file():
+            raise EntryNotFoundError(file)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert checkpoints.resolve("hf://org/net") == index
+    assert {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"} <= set(fetched)
+    (tmp_path / "open_clip_model.safetensors").touch()
+    (tmp_path / "open_clip_config.json").touch()
+    fetched.clear()
+    assert checkpoints.resolve("hf://org/net") == tmp_path / "open_clip_model.safetensors"
+    assert fetched == ["open_clip_model.safetensors", "open_clip_config.json"]
+
+
+@pytest.mark.parametrize("container", ["weights.safetensors", "weights.pt"])
+def test_weights_stay_in_the_file_until_they_are_read(container: str, tmp_path: Path) -> None:
+    """Hundreds of megabytes read cost no memory of that size."""
+    tensors = {"a": torch.zeros(100_000_000)}
+    if container.endswith("pt"):
+        torch.save(tensors, tmp_path / container)
+    else:
+        safetensors.torch.save_file(tensors, tmp_path / container)
+    del tensors
+
+    def anonymous() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    before = anonymous()
+    content = checkpoints.read(tmp_path / container)
+    assert content.tensors()["a"].sum() == 0
+    assert anonymous() - before < 100_000  # kB of 400,000

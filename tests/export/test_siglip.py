@@ -209,3 +209,46 @@ def test_vectors_of_one_are_scalars(tmp_path: Path) -> None:
     loaded = network("clip-image").load(tmp_path / "epoch_1.pt")
     assert {parameter.dtype for parameter in loaded.graph.parameters()} == {torch.float32}
     assert dict(loaded.details or {})["logit_bias"] == -12.5
+
+
+def save(arch: str, file: Path) -> Path:
+    """A checkpoint with an architecture's tensors, all zero and stored in no space."""
+    with torch.device("meta"):
+        state = build(Architecture(arch, open_clip.get_model_config(arch), {})).state_dict()
+    zero = torch.zeros(())
+    torch.save({name: zero.expand(tensor.shape) for name, tensor in state.items()}, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("given", "stored", "found"),
+    [
+        (
+            "ViT-B-32",
+            "ViT-B-16-SigLIP",
+            "looks like a checkpoint of a SigLIP model, not of open_clip's ViT-B-32",
+        ),
+        (
+            "ViT-B-16-SigLIP",
+            "ViT-B-32",
+            "looks like a checkpoint of CLIP, not of open_clip's ViT-B-16-SigLIP",
+        ),
+        ("ViT-B-16-SigLIP-384", "ViT-B-16-SigLIP", "pos_embed is 1x196x768 and should be 1x576x768"),
+    ],
+)
+def test_weights_of_another_architecture_name_theirs(
+    given: str, stored: str, found: str, tmp_path: Path
+) -> None:
+    weights = save(stored, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError) as caught:
+        network("clip-text").load(weights, Options(arch=given))
+    assert found in str(caught.value)
+    assert f"These weights are of --arch {stored}" in str(caught.value)
+
+
+def test_big_visions_own_container_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "webli_en_b16_224_63724782.npz", **{"params/b": np.zeros(1, np.float32)})
+    with pytest.raises(CheckpointError, match=r"big_vision publishes SigLIP.*hf://timm/ViT-B-16-SigLIP"):
+        network("clip-image").load(
+            tmp_path / "webli_en_b16_224_63724782.npz", Options(arch="ViT-B-16-SigLIP")
+        )

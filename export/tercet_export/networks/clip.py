@@ -5,20 +5,21 @@ The network is open_clip's own, or timm's inside open_clip. Its architecture is 
 file of the same form, or the `open_clip_config.json` that lies beside the weights (`clip_architecture.py`).
 """
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
-from tercet.errors import ExportError
+from tercet.errors import CheckpointError, ExportError
 from tercet_export import checkpoints
 from tercet_export.networks.clip_architecture import (
     OPENAI_NOTES,
@@ -50,7 +51,7 @@ def build(architecture: Architecture) -> CLIP | CustomTextCLIP:
         raise ExportError(f"architecture {architecture.name} cannot be built: {error}") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def without_weights() -> Iterator[None]:
     """Parameters made inside have shapes and no memory (torch's meta device); buffers are as always."""
     register_parameter = nn.Module.register_parameter
@@ -85,10 +86,37 @@ def load_network(checkpoint: Path, options: Options) -> tuple[CLIP | CustomTextC
     for name in LOGITS:  # a scalar or a vector of one, as the training had it
         if name in tensors and name in shapes and tensors[name].numel() == 1:
             tensors[name] = tensors[name].reshape(shapes[name].shape)
-    checkpoints.check(shapes, tensors, checkpoint, f"CLIP {architecture.name}")
+    try:
+        checkpoints.check(shapes, tensors, checkpoint, f"open_clip's {architecture.name}")
+    except CheckpointError as error:
+        if right := architectures_of(tensors):
+            raise CheckpointError(f"{error}. These weights are of --arch {' or '.join(right)}") from error
+        raise
     weights = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     network.load_state_dict(weights, assign=True)
     return network.eval(), architecture
+
+
+def architectures_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """open_clip's names whose networks have exactly these tensors; some differ in the activation alone."""
+    prefix = "text." if "text.token_embedding.weight" in tensors else ""
+    words = tensors.get(f"{prefix}token_embedding.weight")
+    places = tensors.get(f"{prefix}positional_embedding")
+    if words is None or places is None:
+        return []
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    names = []
+    for name in open_clip.list_models():
+        architecture = Architecture(name, open_clip.get_model_config(name), {})
+        text = {"vocab_size": 49408, "width": 512, "context_length": 77, **architecture.model["text_cfg"]}
+        sizes = ([text["vocab_size"], text["width"]], [text["context_length"], text["width"]])
+        if "hf_model_name" in text or sizes != (list(words.shape), list(places.shape)):
+            continue  # cheap to see; the network takes a second to build
+        with contextlib.suppress(ExportError), without_weights():
+            wanted = build(architecture).state_dict()
+            if {tensor: weight.shape for tensor, weight in wanted.items()} == shapes:
+                names.append(name)
+    return names
 
 
 def described(network: CLIP | CustomTextCLIP, architecture: Architecture) -> dict[str, Any]:
