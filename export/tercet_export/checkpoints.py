@@ -55,7 +55,7 @@ SIGNATURES = (
     ("conv_in.conv.weight", "IS-Net's ground-truth encoder, which only training uses"),
     ("stage1d.rebnconvin.conv_s1.weight", "IS-Net"),
     ("outconv.weight", "U2-Net"),
-    ("backbone.patch_embed.proj.weight", "InSPyReNet"),
+    ("context1.branch0.conv.weight", "InSPyReNet"),
     ("bb.patch_embed.proj.weight", "BiRefNet"),
     ("vision_model.embeddings.class_embedding", "CLIP as transformers stores it; open_clip's is needed"),
     ("text_projection", "CLIP"),
