@@ -32,9 +32,6 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 # its characters and not its id.
 CLIP_WORDS = r"'[s\x{17F}]|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}\x{345}]+"
 
-# What ends a text in T5's and in Gemma's vocabularies.
-ENDS = ("</s>", "<eos>")
-
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 # OFA's first ids; its words follow, then codes of pictures and bins of places, which no vocabulary file has.
@@ -86,12 +83,12 @@ def check(tokenizer: Tokenizer, details: Mapping[str, Any], path: Path) -> None:
         cleaned = details.get("clean") == "canonicalize"
         if not cleaned or not all(set(token) & set(string.punctuation) for token in more):
             raise LineupError(f"tokenizer {path} has {size} tokens and the network {wanted}: {cure}")
-    if details["kind"] == "sentencepiece":
+    if (wanted_end := details.get("end_token")) is not None:
         end = tokenizer.id_to_token(details["end"])
-        if end not in ENDS:
+        if end != wanted_end:
             raise LineupError(
-                f"tokenizer {path} has {end!r} as token {details['end']}, with which the network's texts "
-                f"end: {cure}"
+                f"tokenizer {path} has {end!r} as token {details['end']}, and the network's texts end with "
+                f"{wanted_end!r}: {cure}"
             )
 
 

@@ -22,6 +22,7 @@ SIGLIP = {
     "kind": "sentencepiece",
     "clean": "canonicalize",
     "end": 1,
+    "end_token": "</s>",
     "published": "hf://timm/ViT-B-16-SigLIP",
 }
 THEIRS = SimpleTokenizer()
@@ -99,7 +100,8 @@ def test_ready_tokenizer_file_is_taken(words: Path) -> None:
         ({"kind": "soundex"}, None, "wordpiece, sentencepiece"),
         ({"kind": "sentencepiece"}, None, 'tokenizer = "'),
         ({"kind": "sentencepiece"}, "spiece.model", "no tokenizer.json.*save_pretrained"),
-        ({"kind": "sentencepiece", "end": 1}, "wordpiece.json", r"'\[unused0\]' as token 1"),
+        ({**SIGLIP, "end_token": "<eos>"}, "unigram.json", r"'</s>' as token 1, .*end with '<eos>'"),
+        (SIGLIP, "wordpiece.json", r"'\[unused0\]' as token 1"),
         ({"kind": "sentencepiece", "vocabulary": 50, "end": 1}, "wordpiece.json", "network 50"),
         ({"kind": "wordpiece"}, None, 'tokenizer = "'),
         ({"kind": "wordpiece", "vocabulary": 50}, "vocab.txt", "trained with"),
@@ -109,6 +111,7 @@ def test_ready_tokenizer_file_is_taken(words: Path) -> None:
 def test_wrong_vocabularies(details: dict, source: str | None, cure: str, words: Path) -> None:
     (words / "broken.json").write_text("{")
     (words / "spiece.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    TOKENIZERS["SigLIP"][0].save(str(words / "unigram.json"))
     vocabulary.build({"kind": "wordpiece"}, "vocab.txt", words).save(str(words / "wordpiece.json"))
     with pytest.raises(LineupError, match=cure):
         vocabulary.build(details, source, words)

@@ -192,6 +192,7 @@ def tokenizer_details(architecture: Architecture, vocabulary: int) -> dict[str, 
             "pad": text.get("pad_id", 0),
             "placeholder": None if clean == "canonicalize" else "*",
         }
+    gemma = "siglip2" in published.lower()
     if "siglip" not in published.lower():
         raise ExportError(
             f"{architecture.name} reads tokens of {published}; CLIP's and SigLIP's are supported, no others"
@@ -202,7 +203,8 @@ def tokenizer_details(architecture: Architecture, vocabulary: int) -> dict[str, 
         "clean": clean or "whitespace",
         "start": None,
         "end": 1,
-        "pad": 0 if "siglip2" in published.lower() else 1,
+        "end_token": "<eos>" if gemma else "</s>",
+        "pad": 0 if gemma else 1,
         "placeholder": None,
         "published": f"hf://{published}",
     }
