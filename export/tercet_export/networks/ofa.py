@@ -254,7 +254,12 @@ def load(checkpoint: Path, options: Options) -> Loaded:
     return loaded
 
 
-for size, trunk in (("tiny", "50"), ("medium", "101"), ("base", "101"), ("large", "152")):
+for size, trunk, parameters in (
+    ("tiny", "50", 33_488_336),
+    ("medium", "101", 92_892_000),
+    ("base", "101", 182_238_536),
+    ("large", "152", 472_977_152),
+):
     finetuned = size in ("base", "large")
     register(
         name=f"ofa-{size}",
@@ -266,5 +271,6 @@ for size, trunk in (("tiny", "50"), ("medium", "101"), ("base", "101"), ("large"
         weights_licence="Apache-2.0",
         arch=f"ofa-{size}",
         options=("arch", "size", "beams", "max_tokens"),
+        parameters=parameters,
         input_size=480,
     )(load)

@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tercet_export.networks.ofa_layers import image_buckets, token_buckets
+
 FOLDER = Path(__file__).parent
+OFA_ENDS = 12.0
 Shape = tuple[int, ...]
 Rule = Callable[[str, Shape], Tensor]
 
@@ -116,6 +119,32 @@ def inspyrenet(name: str, shape: Shape) -> Tensor:
         scale = 0.1
     elif name.endswith("conv_out4.conv.weight"):
         scale = 0.3
+    return scale * by_shape(name, shape)
+
+
+def ofa(name: str, shape: Shape) -> Tensor:
+    """The rule for OFA: captions vary, some end; one table of words; buckets as the official code counts."""
+    part, _, last = name.partition(".")
+    if last == "token_rp_bucket":
+        return token_buckets(256, shape[0])
+    if last == "image_rp_bucket":
+        return image_buckets(int((shape[0] - 1) ** 0.5))
+    if last == "image_position_idx":
+        return torch.zeros(shape, dtype=torch.int64)
+    if last in ("embed_tokens.weight", "output_projection.weight"):
+        words = 3.0 * by_shape("encoder.embed_tokens.weight", shape)
+        direction = ofa("decoder.layer_norm.bias", shape[1:])
+        words[2] += OFA_ENDS * direction / direction.square().sum()  # as if the end had a bias
+        return words
+    if name == "decoder.layer_norm.bias":
+        return 0.3 * normal(name, shape)
+    if last.endswith("c_attn"):
+        return 1.0 + 0.3 * normal(name, shape)
+    if "rel_pos_table_list" in last:
+        return normal(name, shape)
+    scale = 1.0
+    if part == "decoder" and ("mid_layer_norm" in last or last.endswith("fc2.weight")):
+        scale = 4.0  # or a word would be followed by itself
     return scale * by_shape(name, shape)
 
 
