@@ -287,6 +287,11 @@ def check_consistent(roles: Mapping[str, Mapping[str, Any]]) -> None:
             f"image_to_token maps {mapper['feature_width']} features, "
             f"clip_image gives {image['embedding_dimension']}: take the CLIP that it was trained with"
         )
+    if mapper and text and text.get("tokenizer", {}).get("placeholder", "*") is None:
+        raise LineupError(
+            f"clip_text takes no pseudo-words ({text.get('arch')} is no CLIP), and image_to_token makes them: "
+            "leave that section out, or take the CLIP that it was trained with"
+        )
     if mapper and text and mapper["token_width"] != text["token_width"]:
         raise LineupError(
             f"image_to_token makes pseudo-words {mapper['token_width']} wide, clip_text takes "

@@ -202,6 +202,9 @@ def test_encoders_of_different_checkpoints_are_refused() -> None:
         lineups.check_consistent({"clip_image": image, "image_to_token": mapper})
     with pytest.raises(LineupError, match="8 wide"):
         lineups.check_consistent({"clip_text": {**text, "token_width": 9}, "image_to_token": mapper})
+    siglip = {**text, "arch": "ViT-B-16-SigLIP", "tokenizer": {"placeholder": None}}
+    with pytest.raises(LineupError, match=r"no pseudo-words \(ViT-B-16-SigLIP is no CLIP\)"):
+        lineups.check_consistent({"clip_text": siglip, "image_to_token": mapper})
 
 
 def test_encoder_fingerprint_names_what_embeddings_depend_on(tiny_repository: Path) -> None:
