@@ -289,7 +289,7 @@ def check_consistent(roles: Mapping[str, Mapping[str, Any]]) -> None:
         )
     if mapper and text and text.get("tokenizer", {}).get("placeholder", "*") is None:
         raise LineupError(
-            f"clip_text takes no pseudo-words ({text.get('arch')} is no CLIP), and image_to_token makes them: "
+            f"clip_text takes no pseudo-words ({text.get('arch')} is no CLIP), image_to_token makes them: "
             "leave that section out, or take the CLIP that it was trained with"
         )
     if mapper and text and mapper["token_width"] != text["token_width"]:
