@@ -11,6 +11,7 @@ from open_clip.model import CLIP
 from safetensors.torch import load_file
 
 from tercet.composition import TEMPLATES, compose
+from tercet_export import registry
 from tercet_export.networks.git import GIT, GITConfig
 from tercet_export.networks.isnet import ISNet
 from tercet_export.networks.pic2word import Im2Text
@@ -45,7 +46,7 @@ def load_networks(folder: Path) -> Networks:
         network.load_state_dict(load_file(folder / f"{name}.safetensors"))
         network.eval()
     merges = (folder / "merges.txt").read_text(encoding="utf-8")
-    pic2word = network("pic2word").load(folder / "pic2word.safetensors").graph.network
+    pic2word = registry.network("pic2word").load(folder / "pic2word.safetensors").graph.network
     assert isinstance(pic2word, Im2Text)
     return Networks(isnet, git, clip, pic2word, (folder / "vocab.txt").read_text().splitlines(), merges)
 

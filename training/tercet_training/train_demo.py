@@ -75,7 +75,7 @@ FULL = Plan(
     encoder=Schedule(900, 64, 2e-3),
     git=Schedule(1300, 64, 2e-3),
     clip=Schedule(1250, 128, 2e-3),
-    pic2word=Recipe(epochs=5, batch=128, learning_rate=1e-3, middle=256),
+    pic2word=Recipe(epochs=3, batch=128, learning_rate=1e-3, middle=256),
 )
 QUICK = Plan(
     pictures=64,
@@ -286,7 +286,7 @@ def train_demo(
         if only:
             for name in set(PUBLISHED) - {f"{only}.safetensors"}:
                 (folder / name).write_bytes((output / name).read_bytes())
-        work = Work(rendered, folder, seed, plan, threads if only else max(1, threads // PROCESSES))
+        work = Work(rendered, folder, seed, plan, max(1, threads // PROCESSES))
         minutes |= train_side_by_side(work, display, [only] if only else TASKS)
         torch.set_num_threads(threads)
         networks = load_networks(folder)
