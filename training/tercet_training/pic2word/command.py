@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -274,26 +274,27 @@ def run(
             precision=choose_precision(precision, world.device),
         )
         say(describe(found, len(source), frozen.architecture, world))
-        writer = None
-        if tensorboard and world.first:
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(str(output / "tensorboard"))
+        writers: list[Any] = []
 
         def scalars(step: int, values: Mapping[str, float]) -> None:
-            for name, value in values.items() if writer else ():
-                writer.add_scalar(f"pic2word/{name}", value, step)  # type: ignore[union-attr]
+            if not writers:
+                from torch.utils.tensorboard import SummaryWriter
+
+                # What a killed run wrote past the checkpoint that this one goes on from is not shown.
+                writers.append(SummaryWriter(str(output / "tensorboard"), purge_step=step))
+            for name, value in values.items():
+                writers[0].add_scalar(f"pic2word/{name}", value, step)
 
         chosen = Habits(
             **{**habits, "output": output, "name": output.name, "validation": others},  # type: ignore[arg-type]
-            scalars=scalars,
+            scalars=scalars if tensorboard else lambda step, values: None,
             say=say,
         )
         try:
             with display.bars:
                 train(frozen, source, found, display, world, chosen)
         finally:
-            if writer:
+            for writer in writers:
                 writer.close()
         made = output / f"epoch_{found.epochs}.pt"
         say(f"Done. Next: tercet-export network pic2word --checkpoint {made} --output pic2word.onnx")
