@@ -1,4 +1,4 @@
-"""A tiny mPLUG with random weights, which captions with the tiny lineup's words."""
+"""A tiny mPLUG with random weights, which uses the tiny lineup's words; a rule for those of official size."""
 
 import json
 from dataclasses import asdict
@@ -49,6 +49,29 @@ def mplug_weights(config: MPLUGConfig = MPLUG_SIZES) -> dict[str, torch.Tensor]:
     bias[: config.start + 1] = bias[config.end + 1] = -100.0
     bias[config.end] = 2.0
     return state
+
+
+def official_weights(name: str, shape: parity.Shape) -> torch.Tensor:
+    """The rule for the official sizes: places and pictures weigh, choices are sharp, some captions end."""
+    text, output = "text_decoder.bert", "text_decoder.cls.predictions"
+    if name in (f"{text}.embeddings.word_embeddings.weight", f"{output}.decoder.weight"):
+        return 0.04 * parity.normal(f"{text}.embeddings.word_embeddings.weight", shape)
+    if name == f"{text}.embeddings.position_embeddings.weight":
+        return 0.5 * parity.normal(name, shape)
+    if name == "visual_encoder.visual.positional_embedding":
+        return 0.3 * parity.normal(name, shape)
+    if name == "visual_encoder.visual.class_embedding":
+        return 0.5 * parity.normal(name, shape)
+    weight = parity.by_shape(name, shape)
+    if name.startswith(text) and name.endswith("attention.output.dense.weight"):
+        return 0.2 * weight
+    if name == f"{text}.encoder.layer.11.output.dense.weight":
+        return 9 * weight
+    if name == f"{output}.transform.LayerNorm.weight":
+        return 5 * weight
+    if name in (f"{output}.bias", f"{output}.decoder.bias"):
+        weight[102] = 14.0
+    return weight
 
 
 def write_mplug(folder: Path) -> None:

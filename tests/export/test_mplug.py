@@ -28,7 +28,7 @@ from tercet_export.networks.search import Now
 from tercet_export.registry import Loaded, Options, manifest_preprocessing, network
 from tests.export import parity
 from tests.serving.python_models import python_model
-from tests.tiny_mplug import MPLUG_SIZES, mplug_weights
+from tests.tiny_mplug import MPLUG_SIZES, mplug_weights, official_weights
 
 Tensors = dict[str, torch.Tensor]
 
@@ -246,7 +246,7 @@ def official(
 ) -> Iterator[tuple[str, Path]]:
     """A whole official file: 2 or 3 GB, removed at once."""
     path = tmp_path_factory.mktemp("mplug") / "checkpoint.pth"
-    weights = parity.state_dict(f"mplug_{request.param}", parity.mplug)
+    weights = parity.state_dict(f"mplug_{request.param}", official_weights)
     torch.save({"model": weights, "epoch": 3}, path)
     del weights
     yield request.param, path

@@ -24,7 +24,7 @@ from torchvision import transforms
 from tercet_export.networks.captioner import CLIP_MEAN, CLIP_STD
 from tercet_export.networks.mplug import MPLUG_BASE, MPLUG_LARGE, MPLUGConfig
 from tests.export import parity
-from tests.tiny_mplug import MPLUG_SIZES, mplug_weights
+from tests.tiny_mplug import MPLUG_SIZES, mplug_weights, official_weights
 
 CONFIGS = {"tiny": MPLUG_SIZES, "base": MPLUG_BASE, "large": MPLUG_LARGE}
 PICTURES = {"tiny": 8, "base": 4, "large": 3}
@@ -156,12 +156,12 @@ def main(folder: Path, name: str) -> None:
     own = network.state_dict()
     if name == "large":
         shapes = {key: list(tensor.shape) for key, tensor in own.items()}
-        (parity.FOLDER / "mplug_large.json").write_text(json.dumps(shapes, indent=0) + "\n")
+        (parity.FOLDER / "mplug_large.json").write_text(json.dumps(shapes, separators=(",", ":")))
     if name == "tiny":
         weights = own | mplug_weights()
     else:
         assert {key: tuple(t.shape) for key, t in own.items()} == parity.names_and_shapes(f"mplug_{name}")
-        weights = parity.state_dict(f"mplug_{name}", parity.mplug)
+        weights = parity.state_dict(f"mplug_{name}", official_weights)
     network.load_state_dict(weights)
 
     files = pictures(PICTURES[name])
