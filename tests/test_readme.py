@@ -69,6 +69,17 @@ def test_the_blocks_run(demo_server: EmbeddedServer, workplace: Path) -> None:
     assert ran >= 5
 
 
+def test_the_lineups_are_lineups(tmp_path: Path) -> None:
+    """Read and consistent; their weights are too large for a test."""
+    from tercet_export.lineup import read_lineup
+
+    blocks = [block for language, block in BLOCKS if language == "toml"]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "mine.toml").write_text(block)
+        assert read_lineup(tmp_path / "mine.toml")[0].captioner is not None
+
+
 def test_the_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = re.findall(r"^make ([a-z-]+)", "\n".join(block for _, block in BLOCKS), flags=re.M)
