@@ -42,7 +42,7 @@ def ofa_weights(config: OFAConfig = OFA_SIZES, seed: int = 21) -> dict[str, torc
     direction = state["decoder.layer_norm.bias"] * 4
     state["decoder.layer_norm.bias"].copy_(direction)
     state[WORDS[0]] *= 4
-    state[WORDS[0]][config.end] += 9.5 * direction / direction.square().sum()
+    state[WORDS[0]][config.end] += 8.5 * direction / direction.square().sum()
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in unused(config).items():
         state[name] = torch.randn(tensor.shape, generator=generator)

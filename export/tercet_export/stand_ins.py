@@ -6,21 +6,20 @@ these, it makes a `StandIn` for each: an object that keeps what it is given and 
 are never imported.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 # Packages all of whose classes are only ever looked at, and single names.
-PACKAGES = ("fairseq.", "omegaconf.", "tasks.", "criterions.")
+PACKAGES = ("fairseq.", "omegaconf.", "typing.", "tasks.", "criterions.")
 NAMES = frozenset(
     {
         "argparse.Namespace",
-        "typing.Any",
-        *(
-            f"__builtin__.{kind}"
-            for kind in ("bool", "dict", "float", "int", "list", "object", "str", "tuple")
-        ),
+        "_operator.getitem",  # of a type: List[int]
+        "pathlib.PosixPath",
+        *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "int", "list", "object", "str", "tuple")),
     }
 )
 
@@ -40,7 +39,15 @@ class StandIn:
             self.__dict__.update(state)
 
 
-def stand_ins(path: Path) -> list[tuple[type[StandIn], str]]:
+def empty(*arguments: object) -> dict[object, object]:
+    """Stands for collections.defaultdict: torch's reader fills none but plain dictionaries."""
+    return {}
+
+
+def stand_ins(path: Path) -> list[tuple[Callable[..., Any], str]]:
     """For `torch.serialization.safe_globals`: each name that a zip file asks for and that may be replaced."""
     asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [(StandIn, name) for name in sorted(asked) if name in NAMES or name.startswith(PACKAGES)]
+    made: list[tuple[Callable[..., Any], str]] = [
+        (StandIn, name) for name in sorted(asked) if name in NAMES or name.startswith(PACKAGES)
+    ]
+    return [*made, (empty, "collections.defaultdict")]

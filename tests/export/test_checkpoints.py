@@ -4,9 +4,15 @@ import io
 import json
 import os
 import pickle
+import sys
+import types
 import zipfile
+from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, List  # noqa: UP035
 
 import huggingface_hub
 import numpy as np
@@ -19,6 +25,7 @@ from tercet.errors import CheckpointError
 from tercet_export import checkpoints
 from tercet_export.networks.isnet import ISNet
 from tercet_export.registry import Options, network
+from tercet_export.stand_ins import StandIn
 from tests.export import parity
 from tests.tiny import ISNET, git_weights, randomise
 
@@ -111,7 +118,13 @@ def evil_torchscript(path: Path) -> None:
             bad.writestr(name, pickle.dumps(Evil()) if name.endswith("/data.pkl") else good.read(name))
 
 
-@pytest.mark.parametrize("write", [evil_torch, evil_legacy, evil_pickle, evil_torchscript])
+def evil_configuration(path: Path) -> None:
+    torch.save({"model": {"a": torch.ones(2)}, "args": Namespace(seed=1, data=Evil())}, path)
+
+
+@pytest.mark.parametrize(
+    "write", [evil_torch, evil_legacy, evil_pickle, evil_torchscript, evil_configuration]
+)
 def test_code_in_a_checkpoint_is_never_run(
     write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +133,74 @@ def test_code_in_a_checkpoint_is_never_run(
     with pytest.raises(CheckpointError, match="nothing was executed"):
         checkpoints.read(tmp_path / "evil.pt")
     assert not (tmp_path / "executed").exists()
+
+
+class Pretended:
+    """Pickled under any name, as an object with a state or as a call of a class with arguments."""
+
+    def __init__(self, name: str, *arguments: object, **state: object) -> None:
+        self.name, self.arguments, self.state = name, arguments, state
+
+    def __reduce__(self) -> tuple[object, ...]:
+        module, _, name = self.name.rpartition(".")
+        made = type(name, (), {"__module__": module})
+        sys.modules.setdefault(module, types.ModuleType(module))
+        setattr(sys.modules[module], name, made)
+        return made, self.arguments, self.state or None
+
+
+def test_configurations_beside_weights_are_looked_at_only(
+    tensors: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fairseq saves: Namespace, OmegaConf's containers with types in them, its own enumerations."""
+    modules = ("omegaconf.dictconfig", "fairseq.dataclass.constants", "tasks.mm_tasks.caption", "fairseq.os")
+    pretended = {parent for module in modules for parent in accumulate(module.split("."), "{}.{}".format)}
+    for module in pretended:  # restored when the test is over
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    container = Pretended(
+        "omegaconf.dictconfig.DictConfig",
+        _content={"seed": 7},
+        _types=(dict, str, Any, List[int]),  # noqa: UP006
+        _cache=defaultdict(dict, {"a": {"b": 1}}),
+    )
+    task = Pretended("tasks.mm_tasks.caption.CaptionConfig", bpe_dir="utils/BPE")
+    content = {
+        "args": Namespace(arch="ofa_base", save_dir=Path("out")),
+        "cfg": {
+            "common": container,
+            "task": task,
+            "backend": Pretended("fairseq.dataclass.constants.C", "c10d"),
+        },
+        "model": tensors,
+        "extra_state": Pretended("fairseq.os.system", "touch executed"),
+    }
+    torch.save(content, tmp_path / "fairseq.pt")
+    for module in pretended:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.chdir(tmp_path)
+    read = checkpoints.read(tmp_path / "fairseq.pt")
+    assert same(read.tensors("model"), tensors)
+    assert read.content["args"].arch == "ofa_base"
+    assert read.content["cfg"]["common"]._content == {"seed": 7}
+    assert read.content["cfg"]["common"]._cache == {"a": {"b": 1}}
+    assert read.content["cfg"]["backend"].arguments == ("c10d",)
+    assert {type(read.content[name]) for name in ("args", "extra_state")} == {StandIn}
+    assert not {module.partition(".")[0] for module in sys.modules} & {"fairseq", "tasks"}
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["builtins.eval", "argparse.FileType", "omegaconfig.X", "_operator.attrgetter"]
+)
+def test_other_names_stay_forbidden(name: str, tmp_path: Path) -> None:
+    module, _, function = name.rpartition(".")
+    code = b"c" + module.encode() + b"\n" + function.encode() + b"\n(S'1'\ntR."
+    torch.save({"a": torch.ones(1)}, tmp_path / "good.pt")
+    with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad:
+        for record in good.namelist():
+            bad.writestr(record, code if record.endswith("/data.pkl") else good.read(record))
+    with pytest.raises(CheckpointError, match="nothing was executed"):
+        checkpoints.read(tmp_path / "bad.pt")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.98])

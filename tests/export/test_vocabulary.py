@@ -1,5 +1,6 @@
 """Tokenizers built for the server agree with the libraries that the networks were trained with."""
 
+import json
 import unicodedata
 from pathlib import Path
 
@@ -162,3 +163,68 @@ def test_tokenizer_of_a_checkpoint_that_names_none(
         (tmp_path / "tokenizer.json").write_text("{}")
         expected = expected and str(tmp_path / "tokenizer.json")
     assert vocabulary.default_source(details, source, tmp_path / "weights.pt") == expected
+
+
+OFA = {"kind": "ofa-bpe", "vocabulary": 12, "start": 0, "end": 2}
+OFA_WORDS = [
+    "<s>",
+    "<pad>",
+    "</s>",
+    "<unk>",
+    "\u0120dog",
+    ".",
+    "a",
+    "\u0120a",
+    "\u00c3",
+    "\u00a9",
+    "\u0120",
+    "<mask>",
+]
+
+
+def fairseq_dictionary(folder: Path) -> Path:
+    """dict.txt and encoder.json: GPT-2 numbers its words otherwise."""
+    words = OFA_WORDS[4:-1]
+    numbers = {word: 7 * place % 50 for place, word in enumerate(words)}
+    (folder / "encoder.json").write_text(json.dumps(numbers))
+    (folder / "dict.txt").write_text(
+        "".join(f"{numbers[word]} {900 - number}\n" for number, word in enumerate(words))
+    )
+    return folder / "dict.txt"
+
+
+@pytest.mark.parametrize("home", ["dict.txt", "vocab.json", "tokenizer.json"])
+def test_ofa_words_from_every_home(home: str, tmp_path: Path) -> None:
+    fairseq_dictionary(tmp_path)
+    words = {word: number for number, word in enumerate(OFA_WORDS)}
+    (tmp_path / "vocab.json").write_text(json.dumps(words))
+    vocabulary.build(OFA, "vocab.json", tmp_path).save(str(tmp_path / "tokenizer.json"))
+    assert vocabulary.build(OFA, home, tmp_path).get_vocab() == words
+
+
+def test_ofa_codes_and_bins_follow_the_words(tmp_path: Path) -> None:
+    fairseq_dictionary(tmp_path)
+    built = vocabulary.build(OFA | {"vocabulary": 12 + 9192}, "dict.txt", tmp_path)
+    first = [built.id_to_token(number) for number in (11, 12, 12 + 8191, 12 + 8192, 12 + 9191)]
+    assert first == ["<mask>", "<code_0>", "<code_8191>", "<bin_0>", "<bin_999>"]
+
+
+def test_what_is_no_vocabulary_of_ofa(tmp_path: Path) -> None:
+    path = fairseq_dictionary(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1}))
+    for source in ("vocab.json", "encoder.json"):
+        with pytest.raises(LineupError, match=r"no vocabulary of OFA.*hf://OFA-Sys/ofa-base"):
+            vocabulary.build(OFA, source, tmp_path)
+    (tmp_path / "encoder.json").unlink()
+    with pytest.raises(LineupError, match=r"encoder\.json, which is not beside it"):
+        vocabulary.build(OFA, path.name, tmp_path)
+    with pytest.raises(LineupError, match="no default vocabulary"):
+        vocabulary.build(OFA, None, tmp_path)
+
+
+def test_ofa_words_beside_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "caption_base_best.pt"
+    details = OFA | {"published": "hf://OFA-Sys/ofa-base"}
+    assert vocabulary.default_source(details, checkpoint.name, checkpoint) == "hf://OFA-Sys/ofa-base"
+    path = fairseq_dictionary(tmp_path)
+    assert vocabulary.default_source(details, checkpoint.name, checkpoint) == str(path)

@@ -1,6 +1,7 @@
-"""detokenize_caption: ids to the text that BERT's tokenizer decodes."""
+"""detokenize_caption: ids to the text that BERT's tokenizer decodes, or that OFA's evaluation does."""
 
 import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tercet_export import vocabulary
 from tests.serving.python_models import python_model
@@ -79,3 +81,39 @@ def official(folder: Path) -> BertTokenizer:
     if folder not in OFFICIAL:
         OFFICIAL[folder] = BertTokenizer(str(folder / "vocab.txt"))
     return OFFICIAL[folder]
+
+
+OFA_WORDS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<bin_7>", "<code_12>", *bytes_to_unicode().values()]
+OFA_WORDS += ["\u0120dog", "\u0120cat", "'s", "\u00e7\u012d", "\u0120\u0120", "ing"]
+
+
+@pytest.fixture(scope="module")
+def ofa(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("ofa")
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(OFA_WORDS)}))
+    details = {"kind": "ofa-bpe", "vocabulary": len(OFA_WORDS), "end": 2}
+    vocabulary.build(details, "vocab.json", folder).save(str(folder / "tokenizer.json"))
+    manifest = {"roles": {"captioner": {"tokenizer": {**details, "file": "tokenizer.json"}}}}
+    (folder / "lineup.json").write_text(json.dumps(manifest))
+    return captions.load_vocabulary(folder)
+
+
+def ofa_evaluation(ids: list[int]) -> str:
+    """As OFA's eval_caption: fairseq's symbols but start and end, GPT-2's bytes, no punctuation."""
+    as_byte = {character: byte for byte, character in bytes_to_unicode().items()}
+    symbols = "".join(OFA_WORDS[token] for token in ids if token not in (0, 2))
+    text = bytearray(as_byte[character] for character in symbols).decode("utf-8", errors="replace")
+    return text.translate(str.maketrans(dict.fromkeys(string.punctuation))).strip()
+
+
+def test_ofa_captions_as_evaluated(ofa: Any) -> None:
+    said = ["\u0120dog", "'s", ",", "\u0120cat", "<bin_7>", "<unk>", ".", "\u0120\u0120"]
+    ids = [[*(OFA_WORDS.index(word) for word in said), 2, 2]]
+    assert captions.detokenize(np.array(ids), ofa) == ["dogs catbin7unk"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids=st.lists(st.sampled_from([0, *range(3, len(OFA_WORDS))]), max_size=16))
+def test_any_ids_become_what_ofa_evaluates(ids: list[int], ofa: Any) -> None:
+    padded = np.array([[*ids, *[2] * (17 - len(ids))]])
+    assert captions.detokenize(padded, ofa) == [ofa_evaluation(ids)]

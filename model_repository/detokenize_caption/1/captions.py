@@ -26,11 +26,12 @@ REPLACED = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of one captioner, the id that ends a caption, and what to mend in the text."""
+    """The words of one captioner, the id that ends a caption, and what to mend in the text at last."""
 
     words: Tokenizer
     end: int
     replaced: tuple[tuple[str, str], ...]
+    stripped: bool
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
@@ -40,6 +41,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
         words=Tokenizer.from_file(str(folder / tokenizer["file"])),
         end=tokenizer["end"],
         replaced=REPLACED.get(tokenizer["kind"], ()),
+        stripped=tokenizer["kind"] == "ofa-bpe",
     )
 
 
@@ -50,7 +52,7 @@ def detokenize(token_ids: Iterable[np.ndarray], vocabulary: Vocabulary) -> list[
         text = vocabulary.words.decode(caption(row, vocabulary.end), skip_special_tokens=True)
         for old, new in vocabulary.replaced:
             text = text.replace(old, new)
-        texts.append(text.strip())
+        texts.append(text.strip() if vocabulary.stripped else text)
     return texts
 
 

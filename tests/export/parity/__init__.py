@@ -18,7 +18,7 @@ from torch import Tensor
 from tercet_export.networks.ofa_layers import image_buckets, token_buckets
 
 FOLDER = Path(__file__).parent
-OFA_ENDS = 12.0
+OFA_ENDS = 10.0
 Shape = tuple[int, ...]
 Rule = Callable[[str, Shape], Tensor]
 
@@ -143,8 +143,14 @@ def ofa(name: str, shape: Shape) -> Tensor:
     if "rel_pos_table_list" in last:
         return normal(name, shape)
     scale = 1.0
-    if part == "decoder" and ("mid_layer_norm" in last or last.endswith("fc2.weight")):
-        scale = 4.0  # or a word would be followed by itself
+    if last.endswith("bn3.weight"):
+        scale = 0.3  # what blocks add is less than what they pass on
+    elif last.endswith("k_proj.weight"):
+        scale = 3.0  # cells are chosen, not averaged
+    elif name == "decoder.layernorm_embedding.weight":
+        scale = 0.3  # or a word would be followed by itself
+    elif part == "decoder" and ("mid_layer_norm" in last or last.endswith("fc2.weight")):
+        scale = 4.0
     return scale * by_shape(name, shape)
 
 

@@ -122,7 +122,9 @@ def pictures(count: int, size: int) -> list[bytes]:
     rng = np.random.default_rng(7)
     files = []
     for number in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (4 + number, 5, 3), dtype=np.uint8))
+        tint = rng.integers(0, 256, 3)
+        mixed = 0.5 * tint + 0.5 * rng.integers(0, 256, (4 + number, 5, 3))
+        coarse = Image.fromarray(mixed.astype(np.uint8))
         file = io.BytesIO()
         kernel = (Image.Resampling.BICUBIC, Image.Resampling.NEAREST)[number % 2]
         coarse.resize((size + 30 + 9 * number, size + 17), kernel).save(file, "JPEG", quality=60)
