@@ -37,14 +37,16 @@ def searches(draw: st.DrawFn) -> tuple[ToyDecoder, SearchOptions]:
         end=end,
         max_tokens=draw(st.integers(1, 9)),
         beams=beams,
-        length_penalty=draw(st.sampled_from([0.0, 0.6, 1.0, 2.0])),
+        length_penalty=draw(st.sampled_from([0.0, 0.6, 1.0, 1.5])),
         min_tokens=draw(st.integers(0, 4)),
         no_repeat_ngram=draw(st.sampled_from([0, 0, 2, 3])),
         prompt=tuple(prompt),
         never=draw(st.sampled_from([(), (never,)])),
     )
     seed, batch = draw(st.integers(0, 2**31)), draw(st.integers(1, 4))
-    decoder = ToyDecoder(seed, batch, vocabulary, end, draw(st.floats(-2, 6)))
+    # Where choices are not sharp, it shows when a search stops.
+    sharpness = draw(st.sampled_from([0.3, 0.6, 1.0, 2.0]))
+    decoder = ToyDecoder(seed, batch, vocabulary, end, draw(st.floats(-1, 4)), sharpness)
     return decoder, replace(options, min_tokens=min(options.min_tokens, options.max_tokens))
 
 
@@ -143,7 +145,7 @@ def by_transformers(
     return answer.sequences[:, len(led) :].tolist(), scores
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)  # in float32: near ties must not come and go
 @given(search=searches())
 def test_equals_transformers(search: tuple[ToyDecoder, SearchOptions]) -> None:
     decoder, options = search

@@ -24,7 +24,9 @@ class ToyDecoder(torch.nn.Module):
     output: Tensor
     bias: Tensor
 
-    def __init__(self, seed: int, batch: int, vocabulary: int, end: int, end_bias: float) -> None:
+    def __init__(
+        self, seed: int, batch: int, vocabulary: int, end: int, end_bias: float, sharpness: float = 2.0
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
 
@@ -35,7 +37,7 @@ class ToyDecoder(torch.nn.Module):
         self.register_buffer("words", normal(vocabulary, self.width))
         self.register_buffer("positions", normal(64, self.width))
         self.register_buffer("pictures", normal(batch, self.width))
-        self.register_buffer("output", 2 * normal(self.width, vocabulary))
+        self.register_buffer("output", sharpness * normal(self.width, vocabulary))
         self.register_buffer("bias", torch.zeros(vocabulary, dtype=torch.float64))
         self.bias[end] = end_bias
         self.calls = 0

@@ -1,8 +1,8 @@
 """How the official generators rank, finish and stop, as data for the one beam search of `search.py`.
 
 What they share is the loop itself: the candidates are every beam with every word, ranked by their summed
-log-probabilities; one that ends is a hypothesis, which scores its sum over a divisor of its length; the best
-hypothesis is the caption. `Rules` holds all in which they differ.
+log-probabilities; one of the first K that ends is a hypothesis, which scores its sum over a divisor of its
+length; the best hypothesis is the caption. `Rules` holds all in which they differ.
 """
 
 from collections.abc import Callable
@@ -47,8 +47,6 @@ class Rules:
         done: from `Progress`, bool (B, 1): nothing more is taken in for this picture.
         candidates: how many are ranked for each beam. Two leave K that go on whatever ends. With one, those
             that have ended go on as well, as if they had not.
-        crowded_by: a candidate that ends is passed over when K others rank above it, "going" ones only or
-            "all".
         last: at the last position "keep" ends every candidate with its token, "cut" ends it without, and
             "end" allows only the end, one position after `max_tokens`.
     """
@@ -56,14 +54,12 @@ class Rules:
     divisor: Callable[[Tensor | int, float], Tensor | float]
     done: Callable[[Progress], Tensor]
     candidates: int = 2
-    crowded_by: Literal["going", "all"] = "all"
     last: Literal["keep", "cut", "end"] = "keep"
 
 
 MICROSOFT = Rules(
     gnmt_divisor,
     done=lambda progress: progress.finished[:, :1] >= progress.going_full,
-    crowded_by="going",
     last="cut",
 )
 """`GeneratorWithBeamSearch` of microsoft/GenerativeImage2Text (layers/decoder.py), with max_steps =

@@ -138,8 +138,8 @@ def search(step: Step, caches: Caches, batch: int, options: SearchOptions) -> tu
         candidate, index = best((log_probs + scores[..., None]).flatten(1), ranked)  # (B, C), best first
         parent, token = index // vocabulary, index % vocabulary
         ends = (token == end) | (position == steps - 1)
-        above = (~ends).long() if rules.crowded_by == "going" else torch.ones_like(token)
-        taken = ends & (above.cumsum(dim=-1) - above < beams) & ~done & (candidate > NEVER / 2)
+        among_first = torch.arange(ranked, device=last.device) < beams
+        taken = ends & among_first & ~done & (candidate > NEVER / 2)
         ended = torch.where(taken, candidate / divisor(position + 1), NEVER)
         score, which = ended.max(dim=-1, keepdim=True)  # (B, 1)
         ids = take_beams(token_ids, parent.gather(1, which))[:, 0]
@@ -268,6 +268,8 @@ def put_rows(cache: Tensor, rows: Tensor, new: Tensor) -> Tensor:
 
     Whole rows by three indices become a ScatterND in the cache's own layout. Measured against index_copy (two
     transposes a token), scatter (element by element) and where: two to four times as fast in ONNX Runtime.
+    It copies the cache once, for what a Loop hands on cannot be written in place: 3.0 to 3.5 % of the loop's
+    time, measured with BERT's 12 layers, 3 beams of 16 tokens and 5 of 25, batches 1 and 8, on one core.
     """
     batch, heads, _, _ = new.shape
     of_batch = torch.arange(batch, device=new.device)[:, None, None]
