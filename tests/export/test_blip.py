@@ -202,6 +202,61 @@ def test_refuses_more_tokens_than_positions(arch: str, tmp_path: Path) -> None:
         load(saved(blip_weights(), tmp_path), Options(arch=arch, max_tokens=38))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("config", [BLIP_BASE, BLIP_LARGE], ids=["base", "large"])
+def test_equals_transformers_in_full_size(config: BLIPConfig, tmp_path: Path) -> None:
+    """The official recipe on their checkpoint file: encoded pictures to ids, exported, at batches 3 and 1."""
+    name = "blip-base" if config is BLIP_BASE else "blip-large"
+    theirs = in_transformers(config)
+    weights = {key: full_size(key, tuple(tensor.shape)) for key, tensor in theirs.state_dict().items()}
+    theirs.load_state_dict(weights)
+    theirs.save_pretrained(tmp_path)
+    del weights
+    files = pictures(3, config.image_size)
+    pixels = officially_preprocessed(files, config.image_size)
+    expected = {beams: generated(theirs, pixels, config, beams, config.max_tokens) for beams in (1, 3)}
+    del theirs
+    foreground = np.stack([np.asarray(squashed(file, config.image_size)) for file in files])
+    checkpoint = tmp_path / "model.safetensors"
+    greedy = network(name).load(checkpoint, Options(beams=1)).graph
+    with torch.inference_mode():
+        np.testing.assert_array_equal(greedy(torch.from_numpy(foreground))[0], expected[1])
+    del greedy
+    exported = export_network(network(name), checkpoint, tmp_path / "model.onnx", Options())
+    session = onnxruntime.InferenceSession(exported.path)
+    token_ids, _ = session.run(None, {"foreground": foreground})
+    np.testing.assert_array_equal(token_ids, expected[3])
+    np.testing.assert_array_equal(
+        session.run(["token_ids"], {"foreground": foreground[1:2]})[0], expected[3][1:2]
+    )
+    assert len({tuple(row) for row in token_ids}) == 3
+    assert (expected[1] != expected[3]).any()
+    assert len(set(token_ids.flat)) > 8
+    lengths = [(ids != config.end).sum(axis=1) for ids in expected.values()]
+    assert min(map(min, lengths)) < config.max_tokens
+
+
+def full_size(name: str, shape: parity.Shape) -> torch.Tensor:
+    """The rule for BLIP: captions vary from picture to picture, and end now and then."""
+    if name in (WORDS, f"{OUTPUT}.weight"):
+        return 0.06 * parity.normal(WORDS, shape)
+    if name in (f"{OUTPUT}.bias", "text_decoder.cls.predictions.bias"):
+        bias = 0.02 * parity.normal(f"{OUTPUT}.bias", shape)
+        bias[102] = 6.0
+        return bias
+    scales = {
+        "embeddings.class_embedding": 0.5,
+        "embeddings.position_embedding": 0.3,
+        "position_embeddings.weight": 0.2,
+        "crossattention.output.dense.weight": 0.25 * (1.4 / shape[-1]) ** 0.5,
+        "attention.output.dense.weight": 0.35 * (1.4 / shape[-1]) ** 0.5,
+        "layer.11.output.dense.weight": 6.0 * (1.4 / shape[-1]) ** 0.5,
+    }
+    scale = next((scale for end, scale in scales.items() if name.endswith(end)), None)
+    return parity.by_shape(name, shape) if scale is None else scale * parity.normal(name, shape)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_equals_transformers(beams: int, arch: str, tmp_path: Path) -> None:
     """Their own checkpoint file against `generate`: encoded pictures to ids, at batches not traced."""
