@@ -62,6 +62,8 @@ def official_weights(name: str, shape: parity.Shape) -> torch.Tensor:
         return 0.3 * parity.normal(name, shape)
     if name == "visual_encoder.visual.class_embedding":
         return 0.5 * parity.normal(name, shape)
+    if name.endswith("position_ids"):
+        return torch.arange(shape[-1]).expand(shape)
     weight = parity.by_shape(name, shape)
     if name.startswith(text) and name.endswith("attention.output.dense.weight"):
         return 0.2 * weight

@@ -1,9 +1,8 @@
 """What the official mPLUG makes of encoded pictures, filled with deterministic weights: writes mplug_*.npz,
 and the names and shapes of the large one, mplug_large.json.
 
-Needs modelscope==1.40.2 unpacked (pip download --no-deps, unzip) and this project's environment; the large
-one takes 8 GB of memory. Run: python -m tests.export.parity.make_mplug FOLDER tiny|base|large, where FOLDER
-holds `modelscope`.
+Needs modelscope==1.40.2 unpacked (pip download --no-deps, unzip) and this project's environment. Run:
+python -m tests.export.parity.make_mplug FOLDER tiny|base|large, where FOLDER holds `modelscope`.
 """
 
 import io
@@ -22,7 +21,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from tercet_export.networks.captioner import CLIP_MEAN, CLIP_STD
-from tercet_export.networks.mplug import MPLUG_BASE, MPLUG_LARGE, MPLUGConfig
+from tercet_export.networks.mplug import MPLUG_BASE, MPLUG_LARGE, OTHER_PARTS, MPLUGConfig
 from tests.export import parity
 from tests.tiny_mplug import MPLUG_SIZES, mplug_weights, official_weights
 
@@ -47,7 +46,7 @@ def official(folder: Path) -> Any:
 
 
 def build(modeling: Any, config: MPLUGConfig) -> Any:
-    """The official captioning network with the sizes of `config`."""
+    """The official captioning network with the sizes of `config`, without weights."""
     text = {
         "model_type": "bert",
         "hidden_act": "gelu",
@@ -90,12 +89,14 @@ def build(modeling: Any, config: MPLUGConfig) -> Any:
             beam_size=5,
         )
         whole.model_dir = folder
-        torch.manual_seed(0)
-        network = modeling.MPlugForImageCaption(whole).eval()
+        with torch.device("meta"):
+            network = modeling.MPlugForImageCaption(whole).eval()
     visual = network.visual_encoder.visual
     visual.transformer.use_grad_ckp = False
     patches = (config.image_size // config.patch_size) ** 2
-    visual.positional_embedding = torch.nn.Parameter(torch.zeros(1 + patches, config.vision_width))
+    visual.positional_embedding = torch.nn.Parameter(
+        torch.zeros(1 + patches, config.vision_width, device="meta")
+    )
     return network
 
 
@@ -150,19 +151,20 @@ def resized_positions(network: Any) -> dict[str, np.ndarray]:
 @torch.inference_mode()
 def main(folder: Path, name: str) -> None:
     """Run one size."""
-    torch.set_num_threads(2)
     config = CONFIGS[name]
     network = build(official(folder), config)
-    own = network.state_dict()
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     if name == "large":
-        shapes = {key: list(tensor.shape) for key, tensor in own.items()}
         (parity.FOLDER / "mplug_large.json").write_text(json.dumps(shapes, separators=(",", ":")))
     if name == "tiny":
-        weights = own | mplug_weights()
+        weights = mplug_weights()
     else:
-        assert {key: tuple(t.shape) for key, t in own.items()} == parity.names_and_shapes(f"mplug_{name}")
-        weights = parity.state_dict(f"mplug_{name}", official_weights)
-    network.load_state_dict(weights)
+        assert shapes == parity.names_and_shapes(f"mplug_{name}")
+        weights = {key: official_weights(key, shapes[key]) for key in shapes if not OTHER_PARTS.match(key)}
+    weights["text_decoder.bert.embeddings.position_ids"] = torch.arange(config.max_positions)[None]
+    left = network.load_state_dict(weights, strict=False, assign=True)
+    assert not left.unexpected_keys
+    assert all(OTHER_PARTS.match(key) or key.endswith("predictions.bias") for key in left.missing_keys)
 
     files = pictures(PICTURES[name])
     tokens = network.visual_encoder.visual(preprocess(files, config.image_size), skip_last_layer=True)
