@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from open_clip.model import CLIP
 from torch.nn import functional as F
 
+from tercet_export.registry import Options, network
 from tercet_training import train_clip, train_git, train_isnet
 from tercet_training.evaluate_demo import load_networks, rank_targets
 from tercet_training.labels import ASPECTS, AspectHead, label_scenes
@@ -35,8 +36,15 @@ def test_everything_is_trained_scored_and_saved(tmp_path: Path) -> None:
     networks = load_networks(output)
     assert json.loads((output / "training.json").read_text()) == json.loads(json.dumps(report))
     assert set(report["scores"]) == {"masks", "captions", "recall"}
+    assert "Pic2Word" in report["scores"]["recall"]
     assert networks.clip.vocab_size == clip_tokenizer((output / "merges.txt").read_text()).vocab_size
     assert networks.git.config.vocabulary == len(networks.lines)
+    trained = {file.name: file.read_bytes() for file in output.glob("*.safetensors")}
+    (output / "pic2word.safetensors").unlink()
+    again = train_demo(output, seed=7, plan=QUICK, cache=None, threads=2, only="pic2word")
+    assert {file.name: file.read_bytes() for file in output.glob("*.safetensors")} == trained
+    assert (again["seed"], again["scores"]) == (5, report["scores"])
+    assert again["minutes"].keys() == report["minutes"].keys()
 
 
 def test_the_committed_networks_are_what_this_code_builds() -> None:
@@ -46,6 +54,13 @@ def test_the_committed_networks_are_what_this_code_builds() -> None:
     assert networks.git.config == train_git.config(len(networks.lines))
     assert networks.merges == cut_merges(world_words())
     assert sum(file.stat().st_size for file in DESTINATION.glob("*.safetensors")) < LIMIT
+    image = network("clip-image").load(
+        DESTINATION / "clip.safetensors", Options(str(DESTINATION / "clip.json"))
+    )
+    mapper = network("pic2word").load(DESTINATION / "pic2word.safetensors")
+    assert mapper.details is not None
+    assert image.details is not None
+    assert mapper.details["clip_digest"] == image.details["clip_digest"], "train-demo --only pic2word"
 
 
 def test_rendered_pictures_are_found_again(tmp_path: Path) -> None:

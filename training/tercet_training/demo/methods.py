@@ -1,4 +1,4 @@
-"""The five ways to ask that the demo compares, and how their answers are scored."""
+"""The six ways to ask that the demo compares, and how their answers are scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tercet import Client, ComposedQuery
+from tercet import TEMPLATES, Client, ComposedQuery
 from tercet.index import GalleryIndex
 
-TEXT, IMAGE, SUM = "text only", "image only", "image + text"
+TEXT, IMAGE, SUM, PIC2WORD = "text only", "image only", "image + text", "Pic2Word"
 KEPT, REMOVED = "caption fusion, background kept", "caption fusion, background removed"
-METHODS = (TEXT, IMAGE, SUM, KEPT, REMOVED)
+METHODS = (TEXT, IMAGE, SUM, PIC2WORD, KEPT, REMOVED)
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,23 @@ class Answers:
 
 
 def ask(client: Client, references: Sequence[Path], modifications: Sequence[str]) -> Answers:
-    """Embed the queries in all five ways.
+    """Embed the queries in all six ways.
 
     `image + text` is the normalised sum of the two unit vectors, Pic2Word's mixture baseline (eval_utils.py).
+    Pic2Word itself asks for "a photo of * , {modification}", `*` being the pseudo-word of the whole picture.
     """
     text = client.embed_texts(modifications)
     image = client.embed_images(references)
     mixed = text + image
+    prompts = [TEMPLATES["pic2word"].format(modification=modification) for modification in modifications]
+    pseudo = client.embed_texts(prompts, pseudo_tokens=client.pseudo_tokens(references))
     kept = client.compose_queries(references, modifications, background="keep")
     removed = client.compose_queries(references, modifications, background="remove")
     embeddings = {
         TEXT: text,
         IMAGE: image,
         SUM: mixed / np.linalg.norm(mixed, axis=1, keepdims=True),
+        PIC2WORD: pseudo,
         KEPT: np.stack([query.embedding for query in kept]),
         REMOVED: np.stack([query.embedding for query in removed]),
     }
