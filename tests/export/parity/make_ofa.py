@@ -23,7 +23,7 @@ from tercet_export.networks.ofa import ARCHITECTURES, OFAConfig
 from tests.export import parity
 from tests.tiny_ofa import OFA_SIZES, ofa_weights
 
-PICTURES = {"tiny": 8, "base": 6, "large": 4}
+PICTURES = {"tiny": 8, "base": 4, "large": 3}
 PREFIX = (0, 11, 7, 19, 5, 8)  # ids whose logits are kept
 
 
