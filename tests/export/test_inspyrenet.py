@@ -152,6 +152,7 @@ def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # at 1024 minutes, on a busy machine many
 @pytest.mark.parametrize("name", FULL)
 def test_exported_full_size_network_gives_the_official_masks(name: str, tmp_path: Path) -> None:
     """Both pictures in one batch through ONNX Runtime; the first also after the official post-processing."""
