@@ -75,7 +75,7 @@ FULL = Plan(
     encoder=Schedule(900, 64, 2e-3),
     git=Schedule(1300, 64, 2e-3),
     clip=Schedule(1250, 128, 2e-3),
-    pic2word=Recipe(epochs=3, batch=128, learning_rate=1e-3, middle=256),
+    pic2word=Recipe(epochs=1, batch=128, learning_rate=1e-3, middle=256),
 )
 QUICK = Plan(
     pictures=64,
