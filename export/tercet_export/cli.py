@@ -41,7 +41,10 @@ def network_command(
     size: Annotated[int | None, typer.Option(help="Side of the network's input, in pixels.")] = None,
     beams: Annotated[int | None, typer.Option(help="Captioners: beams of the search; 1 is greedy.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Captioners: longest caption, in tokens.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 where the network allows it.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, or fp16, refused where it is not as good.")] = "fp32",
+    format_: Annotated[
+        str, typer.Option("--format", help="onnx, or torchscript for Triton's libtorch backend.")
+    ] = "onnx",
 ) -> None:
     """Export one network, and check the file against the network in torch."""
     with spinner(f"Exporting {network}"):
@@ -49,7 +52,7 @@ def network_command(
         from tercet_export.export import export_network
 
         entry = registry.network(network)
-        options = registry.Options(arch, size, beams, max_tokens, precision)
+        options = registry.Options(arch, size, beams, max_tokens, precision, format_)
         exported = export_network(entry, checkpoints.resolve(checkpoint), output, options)
     table = Table(title=f"{network} -> {output}", show_header=False, title_justify="left")
     for name, value in (

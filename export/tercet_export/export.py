@@ -1,4 +1,4 @@
-"""From a network with its weights to a validated ONNX file."""
+"""From a network with its weights to a validated file: ONNX, or TorchScript."""
 
 import contextlib
 import gc
@@ -20,7 +20,8 @@ from tercet_export.gate import validate_half
 from tercet_export.precision import to_half
 from tercet_export.registry import Loaded, Network, Options, role_of
 from tercet_export.roles import Role
-from tercet_export.validate import validate
+from tercet_export.torchscript_export import open_torchscript, write_torchscript
+from tercet_export.validate import compare_with_network, validate
 
 TRACED_BATCH = 3
 
@@ -60,14 +61,20 @@ def export_network(
     started = time.monotonic()
     reset_peak_memory()
     loaded = network.load(checkpoint, options)
-    half = options is not None and options.precision == "fp16"
+    options = options or Options()
+    half = options.precision == "fp16"
     parameters = sum(parameter.numel() for parameter in loaded.graph.parameters())
+    role = role_of(network)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
         partial = Path(folder) / output.name
-        nodes = write_graph(loaded, role_of(network), partial, network.name, half=half)
-        gc.collect()
-        differences = (validate_half if half else validate)(partial, loaded, role_of(network))
+        if options.format == "torchscript":
+            nodes = write_torchscript(loaded, role, partial, network.name, TRACED_BATCH)
+            differences = compare_with_network(lambda: open_torchscript(partial, role), loaded, role)
+        else:
+            nodes = write_graph(loaded, role, partial, network.name, half=half)
+            gc.collect()
+            differences = (validate_half if half else validate)(partial, loaded, role)
         onnx_sha256 = checkpoints.sha256(partial)
         files = sorted(Path(folder).iterdir(), key=lambda file: file == partial)
         size = sum(file.stat().st_size for file in files)

@@ -22,7 +22,7 @@ import pydantic
 from tercet.errors import CheckpointError, LineupError
 from tercet_export import checkpoints, registry, repository, vocabulary
 from tercet_export.export import Exported, export_network
-from tercet_export.registry import Network, Options
+from tercet_export.registry import EVERYWHERE, FORMATS, Network, Options
 from tercet_export.roles import ROLES
 
 FORMAT = 1
@@ -32,7 +32,7 @@ LINEUPS = Path(__file__).parent / "lineups"
 TOKENIZER_READERS = {"clip_text": "tokenize_text", "captioner": "detokenize_caption"}
 
 # What may differ between two exports whose embeddings can still be compared.
-NOT_THE_ENCODER = ("onnx_sha256", "exporter", "versions", "clip_digest")
+NOT_THE_ENCODER = ("onnx_sha256", "format", "exporter", "versions", "clip_digest")
 
 
 class Choice(pydantic.BaseModel):
@@ -53,6 +53,7 @@ class Choice(pydantic.BaseModel):
     beams: int | None = None
     max_tokens: int | None = None
     precision: str = "fp32"
+    format: str = "onnx"
 
 
 class Lineup(pydantic.BaseModel):
@@ -107,6 +108,12 @@ def read_lineup(name_or_file: str | Path) -> tuple[Lineup, Path]:
         fills = registry.network(choice.network).role
         if fills != role:
             raise LineupError(f"lineup {path}: network {choice.network!r} fills {fills}, not {role}")
+    formats = {choice.format for role, choice in choices.items() if role != "captioner"}
+    if "torchscript" in formats and len(formats) > 1:
+        raise LineupError(
+            f"lineup {path} mixes formats: Triton takes the configurations of one name for all models, "
+            'so write format = "torchscript" in every section but that of the captioner, or in none'
+        )
     return lineup, path.parent
 
 
@@ -210,6 +217,7 @@ def _export_role(
         "checkpoint": {"source": choice.checkpoint, "sha256": sha256},
         "options": _described(network, options),
         "precision": options.precision,
+        "format": options.format,
         "exporter": exporter(),
         "versions": versions(),
     }
@@ -217,7 +225,7 @@ def _export_role(
     if present is not None and _same(entry, present) and _keep(target / role / "1", folder, present):
         entry = {**present, "checkpoint": entry["checkpoint"]}
     else:
-        exported = export_network(network, checkpoint, folder / "model.onnx", options)
+        exported = export_network(network, checkpoint, folder / FORMATS[options.format], options)
         entry |= {"onnx_sha256": exported.onnx_sha256, "parameters": exported.parameters}
         if exported.loaded.preprocessing is not None:
             entry["preprocessing"] = asdict(exported.loaded.preprocessing)
@@ -241,13 +249,14 @@ def _options(choice: Choice, base: Path) -> Options:
     arch = choice.arch
     if arch is not None and arch.endswith(".json"):
         arch = str(base / arch)
-    return Options(arch, choice.size, choice.beams, choice.max_tokens, choice.precision)
+    return Options(arch, choice.size, choice.beams, choice.max_tokens, choice.precision, choice.format)
 
 
 def _described(network: Network, options: Options) -> dict[str, Any]:
     """The options for the manifest: only those set, a file by its name and content."""
     described = {name: value for name, value in asdict(network.resolve(options)).items() if value is not None}
-    del described["precision"]
+    for name in EVERYWHERE:
+        del described[name]
     arch = described.get("arch", "")
     if arch.endswith(".json"):
         described |= {"arch": Path(arch).name, "arch_sha256": checkpoints.sha256(Path(arch))}
@@ -263,10 +272,10 @@ def _same(entry: Mapping[str, Any], present: Mapping[str, Any]) -> bool:
 
 def _keep(there: Path, folder: Path, present: Mapping[str, Any]) -> bool:
     """Link the graph that is there into `folder`, if it is the one that the manifest describes."""
-    graph = there / "model.onnx"
+    graph = there / FORMATS.get(present.get("format", "onnx"), "")
     if not graph.is_file() or checkpoints.sha256(graph) != present.get("onnx_sha256"):
         return False
-    for file in there.glob("model.onnx*"):
+    for file in there.glob(f"{graph.name}*"):
         try:
             os.link(file, folder / file.name)
         except OSError:

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir
 import torch
 from onnx_ir import DataType, Node, Value
+from onnx_ir.passes import common as passes
 
 from tercet.errors import ExportError
 
@@ -117,6 +118,7 @@ def to_half(model: onnx_ir.Model) -> None:
         if kind is Kind.HALF and not value.is_initializer():
             value.dtype = DataType.FLOAT16
     casts.drop_unused(model.graph)
+    passes.RemoveUnusedNodesPass()(model)
 
 
 def is_float(value: Value | None) -> bool:
@@ -268,11 +270,14 @@ class Casts:
 
 def cast_behind(value: Value, dtype: DataType, name: str) -> Value:
     """A Cast of a value, where the value is made: in a loop's body only if it is made there."""
-    node = onnx_ir.node("Cast", [value], {"to": dtype})
+    producer = value.producer()
+    source: Value | None = value
+    if dtype == DataType.FLOAT16 and producer is not None and producer.op_type == "Cast":
+        source = producer.inputs[0]  # integers: no need to go through fp32
+    node = onnx_ir.node("Cast", [source], {"to": dtype})
     node.outputs[0].name = name
     node.outputs[0].dtype = dtype
     node.outputs[0].shape = value.shape
-    producer = value.producer()
     if producer is not None:
         assert producer.graph is not None
         producer.graph.insert_after(producer, node)

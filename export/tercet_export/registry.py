@@ -22,6 +22,12 @@ import torch
 from tercet.errors import ExportError
 from tercet_export.roles import ROLES, Role
 
+# What a network can be written as, and the file's name in a model repository: the backends' defaults.
+FORMATS = {"onnx": "model.onnx", "torchscript": "model.pt"}
+
+# The options that every network takes.
+EVERYWHERE = ("precision", "format")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -35,6 +41,7 @@ class Options:
     beams: int | None = None
     max_tokens: int | None = None
     precision: str = "fp32"
+    format: str = "onnx"
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ Loader = Callable[[Path, Options], Loaded]
 
 @dataclass(frozen=True)
 class Network:
-    """One registered network; `options` names the fields of Options, beside `precision`, that it takes.
+    """One registered network; `options` names the fields of Options that it takes, beside EVERYWHERE.
 
     `parameters` and `input_size` (pixels) are those of the official checkpoint at its defaults, for people
     who choose; None where they follow from the architecture given. `non_commercial`: the weights, or the data
@@ -98,14 +105,25 @@ class Network:
 
     def resolve(self, options: Options) -> Options:
         """`options` with the default architecture; ExportError for one that the network does not take."""
-        for name in (field.name for field in fields(Options) if field.name != "precision"):
+        for name in (field.name for field in fields(Options) if field.name not in EVERYWHERE):
             if getattr(options, name) is not None and name not in self.options:
                 raise ExportError(
-                    f"{self.name} has no option {name!r}: it takes {', '.join((*self.options, 'precision'))}"
+                    f"{self.name} has no option {name!r}: it takes {', '.join((*self.options, *EVERYWHERE))}"
                 )
         if options.precision not in self.precisions:
             raise ExportError(
                 f"{self.name} has no precision {options.precision!r}: choose {' or '.join(self.precisions)}"
+            )
+        if options.format not in FORMATS:
+            raise ExportError(f"there is no format {options.format!r}: choose {' or '.join(FORMATS)}")
+        if options.format == "torchscript" and self.role == "captioner":
+            raise ExportError(
+                f"{self.name} searches in a loop that ends when every caption has, which tracing for "
+                "TorchScript would fix to the traced picture's: export it as onnx"
+            )
+        if options.format == "torchscript" and options.precision != "fp32":
+            raise ExportError(
+                "TorchScript is written in fp32: fp16 is made from the ONNX graph. Give one of the two"
             )
         for name in ("size", "beams", "max_tokens"):
             value = getattr(options, name)

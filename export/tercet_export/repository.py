@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.errors import LineupError
+from tercet_export.registry import FORMATS
 from tercet_export.roles import ROLES
 
 MANIFEST = "lineup.json"
@@ -62,7 +63,8 @@ def install(staging: Path, target: Path, manifest: Mapping[str, Any]) -> None:
         if file.is_file() and file.relative_to(staging).parts[0] != "replaced"
     ]
     wanted = {destination for _, destination in moves}
-    there = [file for role in ROLES for file in sorted((target / role / "1").glob("model.onnx*"))]
+    patterns = [f"{role}/1/{file}*" for role in ROLES for file in FORMATS.values()]
+    there = [file for pattern in patterns for file in sorted(target.glob(pattern))]
     there += sorted(target.glob("*/1/tokenizer.json"))
     undo: list[tuple[Path, Path]] = []
     try:
@@ -97,7 +99,7 @@ def copy_hand_written(staging: Path, target: Path) -> None:
         raise LineupError(
             f"no hand-written configurations at {HAND_WRITTEN}: run from a clone, with pip install -e"
         )
-    exported = shutil.ignore_patterns("*.onnx", "*.data", "*.json", "__pycache__", ".*")
+    exported = shutil.ignore_patterns("*.onnx", "*.data", "*.pt", "*.json", "__pycache__", ".*")
     for model in sorted(HAND_WRITTEN.iterdir()):
         if (model / "config.pbtxt").is_file() and not (target / model.name / "config.pbtxt").exists():
             shutil.copytree(model, staging / model.name, ignore=exported, dirs_exist_ok=True)

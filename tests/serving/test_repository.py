@@ -22,7 +22,8 @@ ENSEMBLES = {
     "embed_text": ({"text"}, {"embedding", "token_count"}),
     "embed_text_with_token": ({"text", "pseudo_token"}, {"embedding", "token_count"}),
 }
-VARIANTS = sorted(REPOSITORY.glob("*/configs/*.pbtxt"))
+# configs/torchscript.pbtxt: tests/export/test_torchscript_export.py.
+VARIANTS = sorted(REPOSITORY.glob("*/configs/gpu.pbtxt"))
 FILES = [*sorted(REPOSITORY.glob("*/config.pbtxt")), *VARIANTS]
 
 # A tensor: its type as Triton calls it, and its dimensions without the batch (a symbol or -1 is any number).

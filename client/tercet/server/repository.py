@@ -87,7 +87,13 @@ def reason_against(name: str, configurations: Mapping[str, ModelConfig], reposit
     for member in members:
         if reason := reason_against(member, configurations, repository):
             return reason
-    if not members and (missing := missing_file(repository / name, configurations[name])):
+    missing = None if members else missing_file(repository / name, configurations[name])
+    if configurations[name].backend == "pytorch" or (missing and (missing.parent / "model.pt").exists()):
+        return (
+            f"{name} is TorchScript, and the embedded server has no libtorch backend: serve it with a Triton "
+            "that has, and --model-config-name=torchscript, or export the lineup with format onnx"
+        )
+    if missing:
         return f"{missing.relative_to(repository)} is missing: fill the repository (tercet-export lineup)"
     return None
 
