@@ -8,7 +8,7 @@ are never imported.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -29,10 +29,6 @@ class StandIn:
 
     def __init__(self, *arguments: object) -> None:
         self.arguments = arguments
-
-    def __new__(cls, *arguments: object) -> Self:
-        """Whatever the class that it stands for was made of."""
-        return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):

@@ -82,8 +82,7 @@ class Decoder(nn.Module):
         self.layer_norm = nn.LayerNorm(width)
         self.output_projection = nn.Linear(width, config.vocabulary, bias=False)
         self.output_projection.weight = embed_tokens.weight
-        token_rows = 2 * config.token_bucket - 1
-        self.token_rel_pos_table_list = tables(config.decoder_layers, token_rows, config.heads)
+        self.token_rel_pos_table_list = tables(config.decoder_layers, config.token_rows, config.heads)
 
     def place(self, source: Tensor, count: int, rows: Tensor) -> None:
         """Prepare the biases of `count` positions to the cache's rows (R) and to the source's (N, D)."""
@@ -107,6 +106,7 @@ class Decoder(nn.Module):
         self, memory: list[KeysValues], token_ids: Tensor, now: Now, caches: Caches
     ) -> tuple[Tensor, Caches]:
         """One token further, the beams in the place of positions; see `search.Step`."""
+        # Positions act by biases alone: every official file was trained with `--disable-entangle`.
         x = self.layernorm_embedding(self.embed_tokens(token_ids))  # (B, beams, D)
         place = now.position.reshape(-1)
         self_biases = self.self_bias.index_select(2, place).unbind()  # (heads, 1, R) of each layer
@@ -160,7 +160,7 @@ def unused(config: OFAConfig) -> dict[str, Tensor]:
             for part in ("weight", "bias")
         },
         **{
-            f"image_rel_pos_table_list.{layer}.weight": ((2 * config.image_bucket - 1) ** 2 + 3, config.heads)
+            f"image_rel_pos_table_list.{layer}.weight": (config.image_rows, config.heads)
             for layer in range(config.decoder_layers)
         },
     }
@@ -194,11 +194,12 @@ def read(checkpoint: Path, config: OFAConfig) -> OFA:
     layout = "fairseq's layout" if fairseq else "the hub's layout"
     checkpoints.check(expected, given, checkpoint, f"this OFA in {layout}")
     network.load_state_dict({name: given[called[name]] for name in own})
-    for name in ("encoder.token_rp_bucket", "encoder.image_rp_bucket", "decoder.token_rp_bucket"):
-        part, _, bucket = name.partition(".")
-        rows = getattr(network, part).get_parameter(f"{bucket[:5]}_rel_pos_table_list.0.weight").shape[0]
-        buckets = own[name]
-        if int(buckets.min()) < 0 or int(buckets.max()) >= rows:
+    for name, rows in (
+        ("encoder.image_rp_bucket", config.image_rows),
+        ("encoder.token_rp_bucket", config.token_rows),
+        ("decoder.token_rp_bucket", config.token_rows),
+    ):
+        if int(own[name].min()) < 0 or int(own[name].max()) >= rows:
             raise CheckpointError(
                 f"{checkpoint} is damaged: {name} points past {rows} relative positions. Download it again"
             )

@@ -96,9 +96,8 @@ class Encoder(nn.Module):
         self.pos_k_linear = nn.Linear(width, width)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(width)
-        token_rows, image_rows = 2 * config.token_bucket - 1, (2 * config.image_bucket - 1) ** 2 + 3
-        self.token_rel_pos_table_list = tables(config.encoder_layers, token_rows, config.heads)
-        self.image_rel_pos_table_list = tables(config.encoder_layers, image_rows, config.heads)
+        self.token_rel_pos_table_list = tables(config.encoder_layers, config.token_rows, config.heads)
+        self.image_rel_pos_table_list = tables(config.encoder_layers, config.image_rows, config.heads)
         self.register_buffer("prompt", torch.tensor(config.prompt), persistent=False)
 
     def place(self) -> Tensor:
@@ -117,11 +116,9 @@ class Encoder(nn.Module):
         self.register_buffer("position_bias", bias, persistent=False)
 
         # Rows of `table`: cells relate to cells, words to words, and neither to the other.
-        image_rows = (2 * config.image_bucket - 1) ** 2 + 3
-        token_rows = 2 * config.token_bucket - 1
-        relative = torch.full((len(positions), len(positions)), image_rows + token_rows)
+        relative = torch.full((len(positions), len(positions)), config.image_rows + config.token_rows)
         relative[: len(cells), : len(cells)] = self.image_rp_bucket[cells][:, cells]
-        relative[len(cells) :, len(cells) :] = image_rows + self.token_rp_bucket[words][:, words]
+        relative[len(cells) :, len(cells) :] = config.image_rows + self.token_rp_bucket[words][:, words]
         self.register_buffer("relative", relative, persistent=False)
         return positions
 

@@ -19,7 +19,7 @@ class OFAConfig:
     """Sizes and ids of an OFA; the defaults are ofa-base's, as the official models/ofa/ofa.py has them.
 
     `resnet` counts the blocks of the trunk's three stages; `prompt` is what " what does the image describe?"
-    becomes, with start and end. Of the buckets a token's distance and a cell's offset have, see `buckets`.
+    becomes, with start and end. The buckets say how far apart tokens and cells are told from one another.
     """
 
     image_size: int = 480
@@ -43,6 +43,16 @@ class OFAConfig:
     def grid(self) -> int:
         """Cells along one side of the picture as the trunk sees it: it halves the side four times."""
         return math.ceil(self.image_size / 16)
+
+    @property
+    def token_rows(self) -> int:
+        """Relative positions of two tokens that are told apart; see `token_buckets`."""
+        return 2 * self.token_bucket - 1
+
+    @property
+    def image_rows(self) -> int:
+        """Relative positions of two cells that are told apart; see `image_buckets`."""
+        return (2 * self.image_bucket - 1) ** 2 + 3
 
     @property
     def scale(self) -> float:
