@@ -19,6 +19,7 @@ from tercet_export.gate import rendered, validate_half
 from tercet_export.registry import Loaded, Options, network
 from tercet_export.roles import ROLES
 from tercet_export.validate import open_graph, reference
+from tests.export import parity
 from tests.export.test_registry import CASES, IN_THE_LINEUP, case, tiny  # noqa: F401
 
 ROLE = ROLES["image_to_token"]
@@ -266,3 +267,31 @@ def test_rendered_scenes_are_pictures() -> None:
     assert scene.dtype == np.uint8
     assert scene.std() > 10
     assert np.abs(np.diff(scene.astype(int), axis=1)).mean() < 12  # smooth, as noise is not
+
+
+# Full-size networks with deterministic weights: the parity layout, the rule of its values, the key of its
+# container, the options.
+FULL_SIZE = {
+    "isnet": ("isnet", parity.by_shape, None, Options()),
+    "clip-image": ("clip_b32", parity.clip, None, Options(arch="ViT-B-32-quickgelu")),
+    "clip-text": ("clip_b32", parity.clip, None, Options(arch="ViT-B-32-quickgelu")),
+    "git-base": ("git_base_microsoft", parity.git, "model", Options()),
+    "inspyrenet": ("inspyrenet_swinb", parity.inspyrenet, None, Options(size=384)),
+    "ofa-base": ("ofa_base", parity.ofa, None, Options()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_network_in_half(name: str, tmp_path: Path) -> None:
+    """It passes the gate at half the size."""
+    layout, rule, key, options = FULL_SIZE[name]
+    state = parity.state_dict(layout, rule)
+    torch.save({key: state} if key else state, tmp_path / "weights.pth")
+    exported = export_network(
+        network(name), tmp_path / "weights.pth", tmp_path / "model.onnx", replace(options, precision="fp16")
+    )
+    print(name, f"{exported.bytes / 1e6:.0f} MB", exported.differences)
+    assert exported.bytes < 2.1 * exported.parameters
+    assert exported.differences.keys() == {tensor.name for tensor in ROLES[network(name).role].outputs}
