@@ -100,7 +100,7 @@ def test_every_source_trains_and_names_what_it_skips(kind: str, place: Path, tmp
     (line,) = (tmp_path / "unreadable.tsv").read_text().splitlines()
     name, reason = line.split("\t")
     assert name.endswith(unreadable)
-    assert "Error: " in reason
+    assert "Error: " in reason or "no picture" in reason
     assert "tercet-export network pic2word --checkpoint" in said
     assert network("pic2word").load(tmp_path / "epoch_2.pt").sizes == {"D": 32, "W": 32}
 
@@ -114,7 +114,7 @@ def test_sources_hold_the_same_pictures(place: Path) -> None:
         assert np.array_equal(pixels, np.asarray(shards.picture(number)))
         assert np.array_equal(pixels, np.asarray(table.picture(number)))
     for source in (folder, shards, table):
-        with pytest.raises(PictureError, match="Error: "):
+        with pytest.raises(PictureError, match=r"Error: |no picture"):
             source.picture(5)
         orders = [source.order(np.random.default_rng(seed)).tolist() for seed in (1, 1, 2)]
         assert orders[0] == orders[1] != orders[2]
@@ -226,7 +226,7 @@ def test_resume_and_validation_pictures(place: Path, tmp_path: Path) -> None:
     ("more", "code", "cure"),
     [
         (["--arch", "ViT-B-31"], 1, "error: open_clip has no architecture 'ViT-B-31': give a name such as"),
-        (["--arch", "ViT-B-32"], 1, "does not fit CLIP ViT-B-32"),
+        (["--arch", "ViT-B-32"], 1, "Check the network and its --arch"),
         (["--clip", "absent.pt"], 1, "there is no checkpoint absent.pt"),
         (["--device", "cuda:31"], 1, "give --device cpu"),
         (["--precision", "int8"], 2, "choose auto, fp32, bf16, fp16"),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tercet.errors import InputError, PictureError
 
@@ -52,6 +52,8 @@ class Source(ABC):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return Image.open(io.BytesIO(self.read(number))).convert("RGB")
+        except UnidentifiedImageError as error:
+            raise PictureError("it is no picture of a known format") from error
         except Exception as error:  # Pillow's decoders raise whatever a damaged file drives them to
             raise PictureError(f"{type(error).__name__}: {error}") from error
 
