@@ -232,7 +232,7 @@ def test_equals_transformers_in_full_size(config: BLIPConfig, tmp_path: Path) ->
     )
     assert len({tuple(row) for row in token_ids}) == 3
     assert (expected[1] != expected[3]).any()
-    assert len(set(token_ids.flat)) > 8
+    assert len(set(token_ids.flat)) > 6
     lengths = [(ids != config.end).sum(axis=1) for ids in expected.values()]
     assert min(map(min, lengths)) < config.max_tokens
 
