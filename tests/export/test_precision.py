@@ -26,9 +26,8 @@ ROLE = ROLES["image_to_token"]
 SIZES = {"D": 16, "W": 16}
 
 # One of each family that the tiny lineup does not hold.
-OTHERS = [
-    name for name in CASES if name not in IN_THE_LINEUP and not name.endswith("-large") and name != "lincir"
-]
+SIBLINGS = ("git-large", "blip-large", "mplug-large", "ofa-tiny", "ofa-medium", "ofa-large", "lincir")
+OTHERS = [name for name in CASES if name not in (*IN_THE_LINEUP, *SIBLINGS)]
 
 
 class Function(torch.nn.Module):
