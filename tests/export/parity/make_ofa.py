@@ -48,8 +48,9 @@ def modelscope() -> types.SimpleNamespace:
     return types.SimpleNamespace(Config=Config, Generator=SequenceGenerator, Model=OFAModel, ResNet=ResNet)
 
 
-def official(config: OFAConfig, weights: dict[str, Tensor]) -> torch.nn.Module:
-    """The official network with these sizes and weights."""
+@torch.no_grad()
+def official(config: OFAConfig, rule: parity.Rule) -> torch.nn.Module:
+    """The official network with these sizes, and weights by a rule."""
     classes = modelscope()
     settings = classes.Config(
         vocab_size=config.vocabulary,
@@ -68,7 +69,8 @@ def official(config: OFAConfig, weights: dict[str, Tensor]) -> torch.nn.Module:
     network = classes.Model(settings).eval()
     if config.resnet not in ((3, 4, 23), (3, 8, 36)):
         network.encoder.embed_images = classes.ResNet(list(config.resnet)).eval()
-    network.load_state_dict(weights)
+    for name, tensor in network.state_dict().items():
+        tensor.copy_(rule(name, tuple(tensor.shape)))
     return network
 
 
@@ -148,13 +150,14 @@ def preprocessed(files: list[bytes], size: int) -> Tensor:
 @torch.inference_mode()
 def make(size: str) -> None:
     """Write ofa_SIZE.npz."""
+    config, rule = OFA_SIZES, parity.ofa
     if size == "tiny":
-        config, weights = OFA_SIZES, ofa_weights()
+        weights = ofa_weights()
+        rule = lambda name, shape: weights[name]  # noqa: E731
     else:
-        config, weights = ARCHITECTURES[f"ofa-{size}"], parity.state_dict(f"ofa_{size}", parity.ofa)
+        config = ARCHITECTURES[f"ofa-{size}"]
     files = pictures(PICTURES[size], config.image_size)
-    network = official(config, weights)
-    del weights
+    network = official(config, rule)
     pixels = preprocessed(files, config.image_size)
     made: dict[str, np.ndarray] = {
         f"picture_{number}": np.frombuffer(file, np.uint8) for number, file in enumerate(files)
