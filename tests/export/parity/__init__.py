@@ -18,7 +18,7 @@ from torch import Tensor
 from tercet_export.networks.ofa_layers import image_buckets, token_buckets
 
 FOLDER = Path(__file__).parent
-OFA_ENDS = 10.0
+OFA_ENDS = {768: 10.0, 1024: 19.0}  # by width: so some captions of each size end of themselves
 Shape = tuple[int, ...]
 Rule = Callable[[str, Shape], Tensor]
 
@@ -134,7 +134,7 @@ def ofa(name: str, shape: Shape) -> Tensor:
     if last in ("embed_tokens.weight", "output_projection.weight"):
         words = 3.0 * by_shape("encoder.embed_tokens.weight", shape)
         direction = ofa("decoder.layer_norm.bias", shape[1:])
-        words[2] += OFA_ENDS * direction / direction.square().sum()  # as if the end had a bias
+        words[2] += OFA_ENDS[shape[1]] * direction / direction.square().sum()  # as if the end had a bias
         return words
     if name == "decoder.layer_norm.bias":
         return 0.3 * normal(name, shape)
