@@ -13,7 +13,7 @@ from tercet.errors import CheckpointError, LineupError, TercetError, ValidationE
 from tercet.lineup import parse_lineup
 from tercet_export import lineup as lineups
 from tercet_export import repository
-from tercet_export.lineup import encoder_fingerprint, export_lineup, read_lineup
+from tercet_export.lineup import Choice, encoder_fingerprint, export_lineup, read_lineup
 from tests.export import parity
 from tests.tiny import write_tiny_lineup
 
@@ -290,11 +290,7 @@ def test_a_lineup_extends_another(tmp_path: Path) -> None:
     assert (mine.name, base) == ("mine", tmp_path)
     assert mine.captioner is not None
     # A section is replaced whole: nothing of the other captioner is left.
-    assert mine.captioner.model_dump(exclude_none=True) == {
-        "network": "git-large",
-        "checkpoint": "own.pt",
-        "precision": "fp32",
-    }
+    assert mine.captioner == Choice(network="git-large", checkpoint="own.pt")
     assert mine.clip_text is not None
     assert tiny.clip_text is not None
     for key in ("checkpoint", "tokenizer", "arch"):  # still the files beside the lineup that names them
@@ -303,7 +299,9 @@ def test_a_lineup_extends_another(tmp_path: Path) -> None:
 
 def test_what_cannot_be_extended_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('name = "a"\nextends = "b.toml"\n')
-    with pytest.raises(LineupError, match=r"extends 'b\.toml', which is neither one of demo, .* nor a file"):
+    with pytest.raises(
+        LineupError, match=r"extends 'b\.toml', which is neither one of .*demo, .* nor a file"
+    ):
         read_lineup(tmp_path / "a.toml")
     (tmp_path / "b.toml").write_text('name = "b"\nextends = "a.toml"\n')
     with pytest.raises(LineupError, match=r"a\.toml extends itself, by way of a\.toml, b\.toml"):
