@@ -299,9 +299,7 @@ def test_a_lineup_extends_another(tmp_path: Path) -> None:
 
 def test_what_cannot_be_extended_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('name = "a"\nextends = "b.toml"\n')
-    with pytest.raises(
-        LineupError, match=r"extends 'b\.toml', which is neither one of .*demo, .* file"
-    ):
+    with pytest.raises(LineupError, match=r"extends 'b\.toml', which is neither one of .*demo, .* file"):
         read_lineup(tmp_path / "a.toml")
     (tmp_path / "b.toml").write_text('name = "b"\nextends = "a.toml"\n')
     with pytest.raises(LineupError, match=r"a\.toml extends itself, by way of a\.toml, b\.toml"):
