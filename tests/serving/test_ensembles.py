@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import queue
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,9 +69,15 @@ class Asker:
         return [answer.get(timeout=120).as_numpy(output) for answer in answers]
 
     def executions(self, model: str) -> tuple[int, int]:
-        """Rows answered and batches run since the server started."""
-        (statistics,) = self.grpc.get_inference_statistics(model).model_stats
-        return statistics.inference_count, statistics.execution_count
+        """Rows answered and batches run so far. Triton counts after it has answered: wait till it is done."""
+        last = None
+        while True:
+            (statistics,) = self.grpc.get_inference_statistics(model).model_stats
+            now = statistics.inference_count, statistics.execution_count
+            if now == last:
+                return now
+            last = now
+            time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")

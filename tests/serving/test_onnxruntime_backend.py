@@ -225,9 +225,15 @@ def together(calls: Sequence[Callable[[], Outputs]]) -> list[Outputs | Exception
 
 
 def counts(client: grpc.InferenceServerClient, model: str) -> tuple[int, int]:
-    """Rows answered and runs made so far."""
-    (statistics,) = client.get_inference_statistics(model).model_stats
-    return statistics.inference_count, statistics.execution_count
+    """Rows answered and runs made so far. Triton counts once it has answered, so wait till it is done."""
+    last = None
+    while True:
+        (statistics,) = client.get_inference_statistics(model).model_stats
+        now = statistics.inference_count, statistics.execution_count
+        if now == last:
+            return now
+        last = now
+        time.sleep(0.5)
 
 
 def directly(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> Outputs:

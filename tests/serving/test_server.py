@@ -378,7 +378,14 @@ def test_tercet_serve_ends_cleanly(repository: Path, ending: signal.Signals) -> 
         str(repository),
     ]
     ports = [f"--{service}-port=0" for service in ("http", "grpc", "metrics")]
-    process = subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, *ports],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Children of a shell's background ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     address = process.stdout.readline().split()
