@@ -87,6 +87,9 @@ MOVES = frozenset(
     }
 )
 
+# Weights go through these on their way to a product: embeddings are looked up, shared ones are transposed.
+VIEWS = frozenset({"Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
+
 # Inputs that an operator takes in fp32 whatever the others are.
 ALWAYS_FULL = {"Resize": (1, 2)}
 
@@ -168,8 +171,8 @@ class Plan:
         largest = max(kinds, default=Kind.ANY)
         if node.op_type in PRODUCTS:
             return Kind.HALF
-        if node.op_type == "Gather" and is_weight(node.inputs[0]):
-            return Kind.HALF  # an embedding
+        if node.op_type in VIEWS and is_weight(node.inputs[0]):
+            return Kind.HALF
         if node.op_type == "Cast":
             return Kind.FULL if largest else Kind.ANY
         vanishing = any(vanishes(value) for value in node.inputs)

@@ -241,6 +241,19 @@ def test_a_constant_used_in_both_ways(tmp_path: Path) -> None:
     validate_half(tmp_path / "g.onnx", loaded, ROLE)
 
 
+def test_a_weight_shared_by_an_embedding_and_a_product(tmp_path: Path) -> None:
+    """Too large for the exporter to transpose beforehand: it stays one copy, in fp16."""
+    words = weights(20_000, 16) * 100
+
+    def speak(x: Tensor) -> Tensor:
+        return torch.nn.functional.embedding((x @ words.T).argmax(dim=-1), words)
+
+    loaded, model = half_graph(speak, tmp_path / "g.onnx")
+    assert produced(model, "Transpose") == [DataType.FLOAT16]
+    assert (tmp_path / "g.onnx").stat().st_size < 2.1 * words.numel()
+    validate_half(tmp_path / "g.onnx", loaded, ROLE)
+
+
 def test_weights_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "LARGEST_FILE", 200)
     loaded, _ = half_graph(lambda x: x @ W, tmp_path / "g.onnx")
