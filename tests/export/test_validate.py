@@ -69,6 +69,21 @@ def test_wrong_graph_is_refused(change: dict, fault: str, tmp_path: Path) -> Non
         validate(graph(tmp_path / "g.onnx", **change), LOADED, ROLE)
 
 
+class Coarse(torch.nn.Module):
+    """Doubles, and loses more digits on the way than the role accepts."""
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor]:
+        return ((features * 2 + 1e4) - 1e4,)
+
+
+def test_a_graph_may_differ_by_what_the_network_itself_rounds(tmp_path: Path) -> None:
+    coarse = Loaded(Coarse(), SIZES)
+    assert 1e-4 < validate(graph(tmp_path / "g.onnx"), coarse, ROLE)["pseudo_token"] < 1e-3
+    wrong = graph(tmp_path / "wrong.onnx", [helper.make_node("Identity", ["features"], ["pseudo_token"])])
+    with pytest.raises(ValidationError, match="differs"):
+        validate(wrong, coarse, ROLE)
+
+
 def test_graph_that_is_right_at_the_traced_batch_only(tmp_path: Path) -> None:
     """As InSPyReNet's window_reverse is when exported as it stands: the batch of the trace is baked in."""
     shape = helper.make_tensor("shape", TensorProto.INT64, [2], [3, 4])
