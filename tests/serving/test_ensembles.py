@@ -180,13 +180,15 @@ def test_the_pseudo_word_counts_only_where_it_is_placed(ask: Asker) -> None:
 def test_sixty_four_requests_at_once_are_batched_and_answered_as_if_alone(ask: Asker) -> None:
     pictures = [picture(seed) for seed in range(64)]
     alone = [ask("embed_image", image=encoded)["embedding"] for encoded in pictures]
-    before = {model: ask.executions(model) for model in ("decode_image", "clip_image")}
+    # Decoding gains nothing from batches and begins with what has come; the network's batches fill meanwhile.
+    most = {"decode_image": 48, "clip_image": 32}
+    before = {model: ask.executions(model) for model in most}
     together = ask.all_at_once("embed_image", "embedding", "image", pictures)
     np.testing.assert_allclose(np.concatenate(together), np.concatenate(alone), atol=1e-5)
     for model, (rows, batches) in before.items():
         more_rows, more_batches = ask.executions(model)
         assert more_rows - rows == 64
-        assert more_batches - batches <= 32, model
+        assert more_batches - batches <= most[model], model
 
 
 def test_texts_at_once_are_answered_as_if_alone_with_and_without_pseudo_words(ask: Asker) -> None:

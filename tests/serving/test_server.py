@@ -128,10 +128,16 @@ def test_only_this_machine_reaches_it_and_nobody_its_controls(repository: Path) 
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(request, timeout=5)
         np.testing.assert_array_equal(ask(server), [[0, 2, 4]])
-        metrics = (
-            urllib.request.urlopen(f"http://{server.metrics_address}/metrics", timeout=5).read().decode()
-        )
-        assert 'nv_inference_count{model="double",version="1"} 1' in metrics
+        counted, deadline = 'nv_inference_count{model="double",version="1"} 1', time.monotonic() + 20
+        while counted not in (metrics := read(f"http://{server.metrics_address}/metrics")):
+            assert time.monotonic() < deadline, metrics
+            time.sleep(0.1)  # Triton counts after it has answered
+
+
+def read(address: str) -> str:
+    """What lies at an address."""
+    content: bytes = urllib.request.urlopen(address, timeout=5).read()
+    return content.decode()
 
 
 @pytest.mark.parametrize("service", ["http", "grpc", "metrics"])
