@@ -24,7 +24,7 @@ import onnxruntime
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tercet_export.export import export_network
+from tercet_export.export import export_network, quiet
 from tercet_export.networks.blip import BLIP, BLIP_LARGE
 from tercet_export.networks.clip import build, find_architecture
 from tercet_export.registry import Options, network, role_of
@@ -101,7 +101,7 @@ def measure(name: str) -> dict[str, Any]:
             session.run(None, inputs)
             seconds.append(time.perf_counter() - started)
         del session
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        with quiet(), torch.inference_mode(), FlopCounterMode(display=False) as counter:
             loaded.graph(*(torch.from_numpy(inputs[tensor.name]) for tensor in role.inputs))
     side = next((loaded.sizes[key] for key in ("S", "V", "P") if key in loaded.sizes), None)
     return {
