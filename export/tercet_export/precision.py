@@ -2,11 +2,11 @@
 
 Inputs and outputs keep their types. Every float value becomes one of three kinds:
 
-- HALF: fp16. What matrix products and convolutions give, and what is made of that value by value.
+- HALF: fp16. Weights, what matrix products and convolutions give, what is made of that value by value.
 - FULL: fp32. What comes of sums, norms, softmax, exponentials and divisions, whose small terms or large
   totals fp16 would lose; and what comes of those, until the next product.
-- ANY: constants, what comes of constants and integers alone, pixels before the first convolution: computed
-  in fp32, and used as whatever they meet.
+- ANY: constants that are no weights, what comes of them and of integers alone, pixels before the first
+  convolution: computed in fp32, and used as whatever they meet.
 
 A value's kind is the largest of what it is made of (ANY < HALF < FULL), unless its operation decides. Each
 conversion is one Cast, right behind the value, however many read it: so nothing is converted once a token
@@ -87,8 +87,8 @@ MOVES = frozenset(
     }
 )
 
-# Weights go through these on their way to a product: embeddings are looked up, shared ones are transposed.
-VIEWS = frozenset({"Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
+# A constant of more numbers than this is taken for weights: embeddings, tables of positions.
+SMALL = 1024
 
 # Inputs that an operator takes in fp32 whatever the others are.
 ALWAYS_FULL = {"Resize": (1, 2)}
@@ -143,8 +143,10 @@ class Plan:
         self.carried: dict[Node, list[Kind | None]] = {}
 
     def kind(self, value: Value) -> Kind:
-        """Public inputs and constants are ANY: they are fp32, and need not stay so."""
-        return self.kinds.get(value, Kind.ANY)
+        """The kind decided on; of public inputs and constants ANY, but for weights."""
+        if value not in self.kinds:
+            self.kinds[value] = Kind.HALF if is_float(value) and is_weight(value) else Kind.ANY
+        return self.kinds[value]
 
     def dtype(self, value: Value) -> DataType:
         """What a float value will be stored as before any cast."""
@@ -170,14 +172,12 @@ class Plan:
         kinds = [self.kind(value) for value in node.inputs if value is not None and is_float(value)]
         largest = max(kinds, default=Kind.ANY)
         if node.op_type in PRODUCTS:
-            return Kind.HALF
-        if node.op_type in VIEWS and is_weight(node.inputs[0]):
-            return Kind.HALF
+            return Kind.HALF if all(fits(value) for value in node.inputs[:2]) else Kind.FULL
         if node.op_type == "Cast":
             return Kind.FULL if largest else Kind.ANY
-        vanishing = any(vanishes(value) for value in node.inputs)
+        coarse = any(is_scalar(value) and not fits(value) for value in node.inputs)
         quotient = node.op_type == "Div" and is_float(node.inputs[1]) and not is_constant(node.inputs[1])
-        if node.op_type in DELICATE or vanishing or quotient:
+        if node.op_type in DELICATE or coarse or quotient:
             return Kind.FULL if largest else Kind.ANY
         return largest
 
@@ -313,28 +313,36 @@ def converted(value: Value, dtype: DataType, name: str) -> Value:
     return copy
 
 
+def is_scalar(value: Value | None) -> bool:
+    """Whether a value is one stored number."""
+    return (
+        value is not None and is_constant(value) and bool(value.const_value and value.const_value.size == 1)
+    )
+
+
 def is_constant(value: Value | None) -> bool:
     """Whether a value is stored in the file."""
     return value is not None and value.is_initializer()
 
 
-def is_weight(value: Value | None) -> bool:
-    """Whether a value is a stored matrix of floats within the range of fp16."""
-    if value is None or not is_constant(value) or not is_float(value) or value.const_value is None:
+def is_weight(value: Value) -> bool:
+    """Whether a value is a large stored matrix of floats that fp16 holds: none of it needs to be in fp32."""
+    if not is_constant(value) or value.const_value is None:
         return False
-    return len(value.const_value.shape) >= 2 and float(np.abs(value.const_value.numpy()).max()) <= LARGEST
+    return len(value.const_value.shape) >= 2 and value.const_value.size > SMALL and fits(value)
 
 
-def vanishes(value: Value | None) -> bool:
-    """Whether a value is a constant, such as the epsilon of a division, that is zero in fp16 and should not
-    be.
+def fits(value: Value | None) -> bool:
+    """Whether fp16 holds a value as well as any: also true of what is no constant.
+
+    Not so for numbers beyond its range, as in masks, and for those below 6e-5, which it rounds to steps of
+    6e-8 or to zero: the epsilon of a division, the weights of some sums over pixels.
     """
     if value is None or not is_constant(value) or not is_float(value) or value.const_value is None:
-        return False
-    if value.const_value.size != 1:
-        return False
-    number = value.const_value.numpy().ravel()[0]
-    return bool(number != 0 and np.float16(np.clip(number, -LARGEST, LARGEST)) == 0)
+        return True
+    whole = torch.from_numpy(np.array(value.const_value.numpy())).flatten()
+    lost = (whole - whole.to(torch.float16)).norm()
+    return bool(lost <= 2**-10 * whole.norm())
 
 
 def rounded_everywhere(model: onnx_ir.Model) -> None:
