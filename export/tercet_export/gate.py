@@ -23,7 +23,7 @@ from tercet_export.validate import BATCHES, Arrays, Runner, open_graph, referenc
 
 # What fp16 may change, at most.
 COSINE = 1e-3  # 1 - the cosine of an embedding to that in fp32
-MASK = 0.005  # mean absolute difference of a picture's mask; of its foreground, in parts of white
+MASK = 0.005  # mean absolute difference of the masks; of the foregrounds, in parts of white
 SAME_CAPTIONS = 0.95  # so many captions are the same, or else
 LOG_PROBABILITY = 0.05  # none of their tokens' log-probabilities is off by more, on average over a caption
 
@@ -120,18 +120,18 @@ def check_form(tensor: Tensor, found: np.ndarray, expected: np.ndarray) -> None:
 
 
 def distance(tensor: Tensor, found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
-    """How far an embedding (1 - cosine), a mask or a foreground (mean difference) is in its worst row."""
+    """How far embeddings are in the worst row (1 - cosine), masks or foregrounds on average (difference)."""
     a, b = (
         values[tensor.name].astype(np.float64).reshape(len(values[tensor.name]), -1)
         for values in (found, expected)
     )
     if len(tensor.dims) == 2:
         norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        far, limit, measure = 1 - (a * b).sum(axis=1) / np.maximum(norms, 1e-12), COSINE, "1 - cosine"
+        worst = float((1 - (a * b).sum(axis=1) / np.maximum(norms, 1e-12)).max())
+        limit, measure = COSINE, "1 - cosine"
     else:
-        white = 255 if tensor.dtype == "uint8" else 1
-        far, limit, measure = np.abs(a - b).mean(axis=1) / white, MASK, "mean difference"
-    worst = float(far.max())
+        worst = float(np.abs(a - b).mean()) / (255 if tensor.dtype == "uint8" else 1)
+        limit, measure = MASK, "mean difference"
     if not worst <= limit:
         raise ValidationError(
             f"fp16 changes output {tensor.name!r} too much: {measure} {worst:.3g} (accepted: {limit:g}). "

@@ -317,3 +317,15 @@ def test_full_size_network_in_half(name: str, tmp_path: Path) -> None:
         sizes[value.dtype] += value.const_value.nbytes
     assert sizes[DataType.FLOAT] < 0.02 * sizes[DataType.FLOAT16]
     assert exported.differences.keys() == {tensor.name for tensor in ROLES[network(name).role].outputs}
+
+
+def test_masks_that_differ_are_refused() -> None:
+    mask = next(tensor for tensor in ROLES["background_remover"].outputs if tensor.name == "mask")
+    wanted = {"mask": np.random.default_rng(0).random((8, 16, 16), np.float32)}
+    for wrong, passes in ((0.004, True), (0.006, False)):
+        found = {"mask": wanted["mask"] + np.float32(wrong)}
+        if passes:
+            assert gate.distance(mask, found, wanted) == pytest.approx(wrong, rel=1e-3)
+        else:
+            with pytest.raises(ValidationError, match=r"mask.* mean difference 0\.006"):
+                gate.distance(mask, found, wanted)
