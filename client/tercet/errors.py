@@ -5,7 +5,8 @@ The tree::
     TercetError
     ├── InputError              the caller's data
     │   ├── PictureError        unreadable, too large or unsupported picture
-    │   └── TextError           empty, too long or malformed text
+    │   ├── TextError           empty, too long or malformed text
+    │   └── DatasetError        files of a data set missing or not as its publishers made them
     ├── ServerError             talking to Triton
     │   ├── ServerUnreachable   nobody answers at the address
     │   ├── ServerOverloaded    UNAVAILABLE after every retry
@@ -37,6 +38,10 @@ class PictureError(InputError):
 
 class TextError(InputError):
     """A text is empty, too long or malformed."""
+
+
+class DatasetError(InputError):
+    """A data set's files are missing or not as its publishers made them."""
 
 
 class ServerError(TercetError):
