@@ -19,7 +19,7 @@ from tercet_training.world import (
     render,
     sample_scene,
 )
-from tercet_training.world.queries import KINDS, Wish
+from tercet_training.world.queries import KINDS, SAME_PLACE, SETTING, Wish
 from tercet_training.world.rendering import PAINTERS
 from tercet_training.world.shapes import OUTLINES
 from tercet_training.world.styles import FILTERS
@@ -215,3 +215,20 @@ def near(scene: Scene, target: Scene) -> bool:
 def test_too_small_a_gallery_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 225"):
         make_gallery(0, 224, 100)
+
+
+def test_the_setting_kind_speaks_of_the_reference_s_own_background() -> None:
+    kinds = (*KINDS, SETTING)
+    gallery = make_gallery(7, 400, 100, kinds)
+    asked = [query for query in gallery.queries if query.kind == SETTING]
+    assert len(asked) == 20
+    for query in asked:
+        reference = gallery.scenes[query.reference]
+        assert query.modification.endswith(SAME_PLACE)
+        for target in (gallery.scenes[index] for index in query.targets):
+            assert (target.subject, target.background) == (reference.subject, reference.background)
+            assert target.style != reference.style
+            assert f"as {STYLES[target.style]}, " in query.modification
+        style = gallery.scenes[min(query.targets)].style
+        elsewhere = [s for s in gallery.scenes if s.subject == reference.subject and s.style == style]
+        assert any(scene.background != reference.background for scene in elsewhere)

@@ -11,6 +11,7 @@ companions (the other queries' answers), and for every query a near variant that
 a subject that is off in one aspect.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,6 +32,11 @@ from tercet_training.world.vocabulary import BACKGROUNDS, COLOURS, PATTERNS, SHA
 
 # Every reference is asked one query of each kind.
 KINDS = ("background", "addition", "style", "attribute")
+
+SETTING = "setting"
+"""For ablations: another style "in the same place": it speaks of what background removal takes away."""
+
+SAME_PLACE = ("in the same place", "with the same background", "in the same setting", "same scene")
 
 
 @dataclass(frozen=True)
@@ -111,32 +117,45 @@ def modify(reference: Scene, kind: str, rng: np.random.Generator) -> tuple[str, 
     if kind == "addition":
         companion = sample_companion(rng, subject.thing)
         return f"with {name_companion(companion)}", Wish(replace(subject, companion=companion))
+    if kind == SETTING:
+        style = choose(rng, STYLES, other_than=reference.style)
+        place = choose(rng, SAME_PLACE)
+        return f"as {STYLES[style]}, {place}", Wish(subject, reference.background, style)
     thing, words = replace_attribute(subject.thing, rng)
     return words, Wish(replace(subject, thing=thing))
 
 
-def make_gallery(seed: int, pictures: int, queries: int) -> Gallery:
+def near_variant(wish: Wish, kind: str, rng: np.random.Generator) -> Scene:
+    """A scene that misses the wish by one aspect: for `setting` the background, else one of its subject's."""
+    if kind == SETTING:
+        elsewhere = choose(rng, BACKGROUNDS, other_than=wish.background or "")
+        return fulfil(replace(wish, background=elsewhere), rng)
+    return fulfil(replace(wish, subject=vary(wish.subject, rng)), rng)
+
+
+def make_gallery(seed: int, pictures: int, queries: int, kinds: Sequence[str] = KINDS) -> Gallery:
     """`pictures` scenes in random order and `queries` composed queries; equal arguments, equal galleries.
 
     Raises:
-        ValueError: too few pictures: a query needs a target and a near variant, and four share a reference.
+        ValueError: too few pictures: a query needs a target and a near variant, and one query of each of
+            `kinds` share a reference.
     """
-    needed = 2 * queries + -(-queries // len(KINDS))
+    needed = 2 * queries + -(-queries // len(kinds))
     if pictures < needed:
         raise ValueError(f"{queries} queries need a gallery of at least {needed} pictures, not {pictures}")
     rng = np.random.default_rng(seed)
     scenes: list[Scene] = []
     asked: list[tuple[int, str, Wish, str]] = []
     for number in range(queries):
-        kind = KINDS[number % len(KINDS)]
-        if number % len(KINDS) == 0:
+        kind = kinds[number % len(kinds)]
+        if number % len(kinds) == 0:
             subject = sample_subject(rng, small=False)  # a companion may come to stand beside it
             home = len(scenes)
             scenes.append(fulfil(Wish(subject), rng))
         modification, wish = modify(scenes[home], kind, rng)
         asked.append((home, modification, wish, kind))
         scenes.append(fulfil(wish, rng))
-        scenes.append(fulfil(replace(wish, subject=vary(wish.subject, rng)), rng))
+        scenes.append(near_variant(wish, kind, rng))
     while len(scenes) < pictures:
         scenes.append(sample_scene(rng))
     order = rng.permutation(len(scenes))
