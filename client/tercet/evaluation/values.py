@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tercet.errors import PictureError
+
 __all__ = ["Dataset", "Metric", "PictureSource", "Query", "Ranking", "Task", "Treatment"]
 
 
@@ -31,11 +33,18 @@ class PictureSource:
     treatment: Treatment | None = None
 
     def encoded(self) -> bytes:
-        """The file's content, or a lossless file of the treated picture."""
-        if self.treatment is None:
-            return self.path.read_bytes()
-        with Image.open(self.path) as image:
-            treated = self.treatment(image.convert("RGB"))
+        """The file's content, or a lossless file of the treated picture.
+
+        Raises:
+            PictureError: the file cannot be read or decoded.
+        """
+        try:
+            if self.treatment is None:
+                return self.path.read_bytes()
+            with Image.open(self.path) as image:
+                treated = self.treatment(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise PictureError(f"{self.path} cannot be used: {error}; restore the file") from error
         file = io.BytesIO()
         treated.save(file, "PNG", compress_level=1)
         return file.getvalue()
