@@ -120,8 +120,8 @@ def list_command() -> None:
         for entry in (entry for entry in known.values() if entry.role == role):
             networks.add_row(
                 f"[bold]{entry.name}[/bold]",
-                f"{entry.parameters / 1e6:,.1f} M" if entry.parameters else "",
-                f"{entry.input_size} px" if entry.input_size else "",
+                f"{entry.parameters / 1e6:,.1f} M" if entry.parameters else "by --arch",
+                f"{entry.input_size} px" if entry.input_size else "by --arch" if role == "clip_image" else "",
                 entry.code_licence,
                 ("[red]nc[/red] " if entry.non_commercial else "") + escape(entry.weights_licence),
                 escape(entry.source),

@@ -281,7 +281,7 @@ def load(checkpoint: Path, options: Options) -> Loaded:
     )
 
 
-for size, arch in (("base", "ViT-B/16"), ("large", "ViT-L/14")):
+for size, arch, parameters in (("base", "ViT-B/16", 153_571_386), ("large", "ViT-L/14", 371_541_562)):
     register(
         name=f"git-{size}",
         role="captioner",
@@ -291,4 +291,6 @@ for size, arch in (("base", "ViT-B/16"), ("large", "ViT-L/14")):
         weights_licence="MIT",
         arch=f"git-{size}",
         options=("arch", "beams", "max_tokens"),
+        parameters=parameters,
+        input_size=224,
     )(load)

@@ -150,6 +150,9 @@ class ISNet(nn.Module):
     weights_licence="not stated; trained on DIS5K, whose terms are for non-commercial research",
     arch="isnet",
     options=("arch", "size"),
+    parameters=44_046_790,
+    input_size=1024,
+    non_commercial=True,
 )
 def load(checkpoint: Path, options: Options) -> Loaded:
     """Official state dict -> graph. Preprocessing as in the official `Inference.py`."""
