@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from tercet.errors import InputError
 from tercet_training.pic2word.command import EXAMPLES, pic2word
 
 app = typer.Typer(
@@ -61,6 +62,46 @@ def demo(
             "--quick would overwrite the demo's weights with useless ones: give --output"
         )
     train_demo(output or DESTINATION, seed, QUICK if quick else FULL, cache, threads, only)
+
+
+@app.command()
+def world(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; one that is unfinished is completed.")],
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures in the gallery.")] = 3000,
+    queries: Annotated[int, typer.Option(min=1, help="Composed queries, of each kind in turn.")] = 500,
+    seed: Annotated[int, typer.Option(help="Decides everything.")] = 20_260,
+    setting: Annotated[
+        bool,
+        typer.Option("--setting", help="Also ask for the reference's own background: a fifth kind of query."),
+    ] = False,
+) -> None:
+    """Render the synthetic picture world as a data set on disk: pictures, and queries with known answers.
+
+    The same arguments give the same pictures. About 15 ms a picture on one core.
+
+    Then: tercet evaluate world --data FOLDER
+    """
+    from rich.progress import Progress
+
+    from tercet_training.world import make_gallery
+    from tercet_training.world.dataset import write_world
+    from tercet_training.world.queries import KINDS, SETTING
+
+    kinds = (*KINDS, SETTING) if setting else KINDS
+    origin = {"pictures": pictures, "queries": queries, "seed": seed, "kinds": list(kinds)}
+    try:
+        gallery = make_gallery(seed, pictures, queries, kinds)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--pictures") from error
+    with Progress(transient=True) as progress:
+        task = progress.add_task("Rendering", total=pictures)
+        try:
+            write_world(
+                folder, gallery, origin, on_progress=lambda done, _: progress.update(task, completed=done)
+            )
+        except InputError as error:
+            raise typer.BadParameter(str(error), param_hint="FOLDER") from error
+    typer.echo(f"{pictures:,} pictures and {queries:,} queries in {folder}")
 
 
 def main() -> None:
