@@ -87,6 +87,8 @@ class Task:
 class Metric:
     """A number of a data set: `measure` names a function of `metrics.MEASURES`, `k` its cut-off.
 
+    Measures: `recall` (of the first target: the official main one), `recall_any` (of any target),
+    `subset_recall` (`recall` within `Query.subset`), `average_precision`, `fractional_recall`, `precision`.
     The headline metric of a data set is its first.
     """
 
@@ -112,8 +114,11 @@ class Dataset:
 
     @property
     def answers_known(self) -> bool:
-        """Whether the targets are there; those of test splits only their servers know."""
-        return all(query.targets for task in self.tasks for query in task.queries)
+        """Whether the targets are there; those of test splits only their servers know.
+
+        A single query may have none: ImageNet-R asks for classes that a domain does not have.
+        """
+        return any(query.targets for task in self.tasks for query in task.queries)
 
 
 @dataclass(frozen=True, eq=False)
