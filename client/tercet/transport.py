@@ -88,7 +88,7 @@ class GrpcTransport:
 
         self._rotation = _Rotation(addresses)
         self._servers = {
-            address: grpc.InferenceServerClient(address, channel_args=_channel_options(address))
+            address: grpc.InferenceServerClient(address, channel_args=channel_options(address))
             for address in self._rotation.addresses
         }
 
@@ -148,7 +148,7 @@ class AsyncGrpcTransport:
 
         if address not in self._servers:
             self._servers[address] = aio.InferenceServerClient(
-                address, channel_args=_channel_options(address)
+                address, channel_args=channel_options(address)
             )
         return self._servers[address]
 
@@ -226,7 +226,8 @@ class _Rotation:
             self._resting.pop(address, None)
 
 
-def _channel_options(address: str) -> list[tuple[str, int]]:
+def channel_options(address: str) -> list[tuple[str, int]]:
+    """gRPC's options for a channel to `address`."""
     options = [
         ("grpc.max_send_message_length", LARGEST_MESSAGE),
         ("grpc.max_receive_message_length", LARGEST_MESSAGE),

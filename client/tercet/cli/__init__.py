@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from tercet.cli.bench import bench
 from tercet.cli.caption import caption
 from tercet.cli.console import printable
 from tercet.cli.index import index
@@ -23,7 +24,7 @@ app = typer.Typer(
 A search needs a server (`tercet serve`) and an index (`tercet index`).
 """,
 )
-for command in (serve, index, search, caption, templates):
+for command in (serve, index, search, caption, templates, bench):
     app.command()(command)
 
 
