@@ -5,6 +5,7 @@ category, the reference stays in it. Two galleries are in use and must not be mi
 file ("original"), or only those that queries speak of ("val"), which is smaller and inflates the numbers.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tercet.errors import DatasetError
@@ -28,6 +29,7 @@ GALLERIES = {
 }
 METRICS = tuple(Metric(f"recall@{k}", "recall", k) for k in (10, 50))
 BASES = ("", "fashion-iq/", "FashionIQ/", "fashionIQ_dataset/")
+SUFFIXES = (".png", ".jpg")
 STRIPPED = ".?, "
 """What is taken off both ends of a caption, as SEARLE does."""
 
@@ -60,11 +62,7 @@ def load(root: Path, split: str, protocol: str) -> Dataset:
         )
         spoken_of = [name for query in queries for name in (query.reference, *query.targets)]
         gallery = _split_file(splits) if protocol == "original" else spoken_of
-        for name in dict.fromkeys([*gallery, *spoken_of]):
-            if len(Path(name).parts) != 1:
-                raise DatasetError(f"{captions} or {splits} names {name!r}, which is no file name")
-            png = inside(images, f"{name}.png", str(splits))
-            pictures[name] = PictureSource(folders.first(png, png.with_name(f"{name}.jpg")))
+        pictures |= _pictures(images, dict.fromkeys([*gallery, *spoken_of]), folders, splits)
         listed = set(gallery)
         for query in queries:
             if query.targets[0] not in listed:
@@ -77,6 +75,18 @@ def load(root: Path, split: str, protocol: str) -> Dataset:
         "averaged; numbers are the plain mean over dress, shirt and toptee."
     )
     return Dataset("fashioniq", split, words, pictures, tuple(tasks), METRICS)
+
+
+def _pictures(images: Path, names: Iterable[str], folders: Folders, where: Path) -> dict[str, PictureSource]:
+    """The file of every name, with the suffix that the folder's pictures have."""
+    paths: dict[str, dict[str, Path]] = {suffix: {} for suffix in SUFFIXES}
+    for name in names:
+        if len(Path(name).parts) != 1:
+            raise DatasetError(f"{where} or its captions name {name!r}, which is no file name")
+        for suffix in SUFFIXES:
+            paths[suffix][name] = inside(images, f"{name}{suffix}", str(where))
+    usual, other = sorted(paths.values(), key=lambda files: -sum(map(folders.has, files.values())))
+    return {name: PictureSource(folders.first(path, other[name])) for name, path in usual.items()}
 
 
 def _split_file(path: Path) -> list[str]:

@@ -66,11 +66,12 @@ def load(root: Path, split: str) -> Dataset:
     found = find_files(root, **{task: (f"genecis/{task}.json", f"{task}.json") for task in TASKS})
     folders = Folders()
     coco = first_folder(*(root / place for place in ("val2017", "coco/val2017", "COCO/val2017")))
-    genome = [
-        root / base / folder
+    places = [
+        root / base / place
         for base in ("", "visual_genome", "VisualGenome", "VisualGenome1.2")
-        for folder in ("VG_100K_all", "VG_100K", "VG_100K_2")
+        for place in ("VG_100K_all", "VG_100K", "VG_100K_2")
     ]
+    genome = [place for place in places if place.is_dir()] or places[:1]
 
     def whole(image: object, where: str) -> tuple[str, PictureSource]:
         name = f"{field(image, 'val_image_id', int, where):012d}"
