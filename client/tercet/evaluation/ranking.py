@@ -6,6 +6,7 @@ summed alone: such a score depends on query and picture only. Equal pictures sco
 rank in the order of the gallery.
 """
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -21,8 +22,10 @@ UNIT_TOLERANCE = 0.01
 """How far from 1 the length of a vector may be."""
 
 ROUNDING = 1e-9
-"""Bounds how far two roundings of a score may lie apart: 2e-13 for an inner product of 1,000 dimensions, and
-what a scoring makes of that."""
+"""Bounds how far two roundings of a score may lie apart: a similarity's, and what a scoring makes of that."""
+
+SIMILARITY_ROUNDING = 1e-12
+"""The same of a cosine similarity; the rounding of 1,000 dimensions gives 2e-13."""
 
 # 100 MB each: a block of the gallery, and its scores.
 CANDIDATES_AT_ONCE, VECTORS_AT_ONCE = 8192, 1024
@@ -45,8 +48,8 @@ def rank(
         vectors: per query its unit vectors, f32 [M, D]; an array [Q, M, D] where M is the same for all.
         gallery: unit vectors of pictures, f32 [N, D]; may be memory-mapped.
         rows: the row of each picture of the task in `gallery`.
-        scorings: per query how its M scores are combined, each candidate's by themselves and so that a change
-            of a similarity changes the score no more than a thousandfold; None where M is 1.
+        scorings: per query how its M scores are combined, each candidate's by themselves, rising or falling
+            with each similarity, and no more than a thousand times as fast; None where M is 1.
         exclude: per query rows of `gallery` that are not candidates, besides the reference where
             `task.exclude_reference` says so.
         top: how many of the best to return.
@@ -184,7 +187,7 @@ class _Contest:
             proposed = proposed[scores[proposed] >= least - ROUNDING]
         if len(proposed):
             # The earlier ones come first, so that a stable sort leaves equal scores in the candidates' order.
-            settled = np.concatenate([self.best_scores, self._score(block[proposed])])
+            settled = np.concatenate([self.best_scores, self._settle(proposed, block, similarities)])
             order = np.argsort(-settled, kind="stable")[: self.depth]
             self.best = np.concatenate([self.best, proposed + start])[order]
             self.best_scores = settled[order]
@@ -195,7 +198,7 @@ class _Contest:
                 close = np.flatnonzero(np.abs(scores - score) <= ROUNDING)
                 if len(close) == 1 and close[0] + start == place:
                     continue
-                settled = self._score(block[close])
+                settled = self._settle(close, block, similarities)
                 earlier = close + start < place
                 self._before[number] += int(np.sum((settled > score) | ((settled == score) & earlier)))
 
@@ -206,6 +209,23 @@ class _Contest:
 
     def _score_rows(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
         return self._score(np.asarray(self._gallery[np.asarray(rows, np.int64)], np.float64))
+
+    def _settle(
+        self, numbers: NDArray[np.int64], block: NDArray[np.float64], similarities: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """What `_score` gives for candidates `numbers` of a block, f64 [n]."""
+        if self.scoring is None or len(numbers) <= 2 ** len(self.vectors):
+            return self._score(block[numbers])
+        # A product gives 0 to all below its floor, maybe half of the gallery. Where rounding the similarities
+        # either way gives one and the same score, that is the score, and need not be calculated again.
+        rounded = [
+            self._combine(similarities[:, numbers] + SIMILARITY_ROUNDING * np.array(signs)[:, None])
+            for signs in itertools.product((-1, 1), repeat=len(self.vectors))
+        ]
+        settled = rounded[0]
+        uncertain = np.flatnonzero(np.ptp(rounded, axis=0) > 0)
+        settled[uncertain] = self._score(block[numbers[uncertain]])
+        return settled
 
     def _score(self, candidates: NDArray[np.float64]) -> NDArray[np.float64]:
         """The scores [n] that decide, of candidates [n, D]: each depends on its candidate alone."""
