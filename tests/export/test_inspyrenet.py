@@ -52,15 +52,19 @@ def masks(loaded: Loaded, scene: np.ndarray) -> np.ndarray:
 
 
 def assert_official(name: str, found: np.ndarray, tolerance: float) -> None:
-    """Masks (2, S, S) equal the official ones of `name` wherever these are stored."""
+    """Masks (2, S, S) equal the official ones of `name` wherever these are stored.
+
+    Single pixels may differ by `tolerance`, all of them by 1e-5 on average.
+    """
     wanted = parity.expected("inspyrenet")
     size, crop = found.shape[-1], wanted[f"{name}/crop"].shape[-1]
     step, low = size // 48, (size - crop) // 2
-    np.testing.assert_allclose(found[:, ::step, ::step], wanted[f"{name}/mask"], atol=tolerance, rtol=0)
     middle = found[:, low : low + crop, low : low + crop]
-    np.testing.assert_allclose(middle, wanted[f"{name}/crop"], atol=tolerance, rtol=0)
+    for part, official in ((found[:, ::step, ::step], "mask"), (middle, "crop")):
+        np.testing.assert_allclose(part, wanted[f"{name}/{official}"], atol=tolerance, rtol=0)
+        assert np.abs(part - wanted[f"{name}/{official}"]).mean() < 1e-5
     statistics = np.stack((found.mean((1, 2)), found.std((1, 2), ddof=1)), axis=1)
-    np.testing.assert_allclose(statistics, wanted[f"{name}/statistics"], atol=tolerance, rtol=0)
+    np.testing.assert_allclose(statistics, wanted[f"{name}/statistics"], atol=1e-5, rtol=0)
 
 
 @pytest.fixture(params=TINY)
@@ -165,7 +169,7 @@ def test_exported_full_size_network_gives_the_official_masks(name: str, tmp_path
     inputs = {"scene": scene, "view": scene, "view_box": WHOLE.repeat(2, axis=0)}
     foreground, found = session.run(None, inputs)
     assert foreground.shape == scene.shape
-    assert_official(name, found, 1e-4)
+    assert_official(name, found, 1e-3)  # at 1024 torch in f32 is 2e-4 from torch in f64 at the worst pixel
     wanted = parity.expected("inspyrenet")
     with Image.open(io.BytesIO(files()[0])) as image:
         width, height = image.size

@@ -115,6 +115,8 @@ def inspyrenet(name: str, shape: Shape) -> Tensor:
         scale = 4e-5 if "attention2" in name else 1e-5 if "attention1" in name else 3e-6  # sums over pixels
     elif name.endswith("bn3.weight"):
         scale = 0.3
+    elif name.endswith("query_conv.conv.weight"):
+        scale = 0.05  # or each column attends to one other, and the last bits of that decide
     elif name == "decoder.conv5.conv.weight":
         scale = 0.1
     elif name.endswith("conv_out4.conv.weight"):
