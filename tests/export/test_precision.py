@@ -20,7 +20,9 @@ from tercet_export.registry import Loaded, Options, network
 from tercet_export.roles import ROLES
 from tercet_export.validate import open_graph, reference
 from tests.export import parity
+from tests.export.test_blip import full_size as blip_weights
 from tests.export.test_registry import CASES, IN_THE_LINEUP, case, tiny  # noqa: F401
+from tests.tiny_mplug import official_weights as mplug_weights
 
 ROLE = ROLES["image_to_token"]
 SIZES = {"D": 16, "W": 16}
@@ -297,6 +299,8 @@ FULL_SIZE = {
     "git-base": ("git_base_microsoft", parity.git, "model", Options()),
     "inspyrenet": ("inspyrenet_swinb", parity.inspyrenet, None, Options(size=384)),
     "ofa-base": ("ofa_base", parity.ofa, None, Options()),
+    "mplug-base": ("mplug_base", mplug_weights, "model", Options()),
+    "blip-base": ("hf_blip_base_caption", blip_weights, None, Options()),
 }
 
 
