@@ -3,12 +3,13 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tercet.errors import DatasetError
-from tercet.evaluation.datasets import DATASETS, check_dataset, load_dataset, tie_order
+from tercet.evaluation.datasets import DATASETS, Size, check_dataset, load_dataset, tie_order
 from tercet.evaluation.metrics import MEASURES
 from tests.evaluation.miniatures import MINIATURES, Miniature, Part
 
@@ -106,18 +107,24 @@ def test_a_miniature_is_complete_and_said_not_to_be_of_the_official_size(
         known = DATASETS[name].official_sizes(split, {"protocol": "original"} | dict(small.options))
         assert ("NOT THE OFFICIAL SIZE" in check.report()) == bool(known)
         assert ("NOT THE OFFICIAL SIZE" in protocol) == bool(known)
-        if not known:
-            assert "No official size of this data set is known" in check.report()
+        unknown = [
+            task for task in small.parts[split].galleries if task not in known or None in pair(known[task])
+        ]
+        assert ("No official size is known of" in check.report()) == bool(unknown)
         for size, task in zip(check.sizes, small.parts[split].galleries, strict=True):
             assert size.task == task
             assert size.found.gallery == len(small.parts[split].galleries[task])
             assert size.found.queries == sum(truth.task == task for truth in small.parts[split].queries)
 
 
+def pair(size: Size) -> tuple[int | None, int | None]:
+    return size.queries, size.gallery
+
+
 def test_official_sizes() -> None:
     def sizes(name: str, split: str, **options: str) -> dict[str, tuple[int | None, int | None]]:
         official = DATASETS[name].official_sizes(split, options)
-        return {task: (size.queries, size.gallery) for task, size in official.items()}
+        return {task: pair(size) for task, size in official.items()}
 
     assert sizes("cirr", "val") == {"cirr": (4181, 2297)}
     assert sizes("cirr", "test1") == {"cirr": (4148, 2315)}
@@ -138,10 +145,6 @@ def test_official_sizes() -> None:
 
 
 def test_the_official_size_is_recognised(miniature: Miniatures, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
-    from tercet.evaluation.datasets.registry import Size
-
     small = replace(DATASETS["cirr"], official={("val",): {"cirr": Size(12, 60)}})
     monkeypatch.setitem(DATASETS, "cirr", small)
     check = check_dataset("cirr", miniature("cirr").root)
@@ -379,6 +382,12 @@ def test_lines_of_imagenet_r_that_are_not_as_published_are_named(copy_of: Miniat
         path.write_text(f"{line}\n{kept}")
         with pytest.raises(DatasetError, match=message):
             load_dataset("imagenet-r", small.root)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="there is no folder"):
+        load_dataset("cirr", tmp_path / "no")
+    assert "there is no folder" in str(check_dataset("cirr", tmp_path / "no"))
 
 
 def test_names_that_are_not_there() -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tercet.errors import DatasetError
 from tercet.evaluation.datasets.files import field, find_files, inside, list_field, numbers_field, read_json
-from tercet.evaluation.datasets.masks import mask_of
+from tercet.evaluation.datasets.masks import check_segmentation, mask_of
 from tercet.evaluation.datasets.order import tie_order
 from tercet.evaluation.values import Dataset, Metric, PictureSource, Query, Task
 
@@ -207,8 +207,8 @@ def _mask(annotation: Mapping[str, Any], height: int, width: int, where: str) ->
     """The segmentation as `PaintedRegion` keeps it, known to be sound."""
     segmentation = annotation.get("segmentation")
     try:
-        mask_of(segmentation, height, width)
-    except (ValueError, TypeError) as error:
+        check_segmentation(segmentation, height, width)
+    except ValueError as error:
         raise DatasetError(f"{where}: field 'segmentation' cannot be used: {error}") from error
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]

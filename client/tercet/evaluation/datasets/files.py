@@ -46,7 +46,7 @@ def find_files(root: Path, **places: tuple[str, ...]) -> dict[str, Path]:
         for name, group in places.items()
     }
     missing = [
-        f"{root / places[name][0]}" + "".join(f" (or {root / place})" for place in places[name][1:])
+        " or ".join(str(root / place) for place in places[name])
         for name, path in found.items()
         if path is None
     ]
@@ -68,7 +68,7 @@ def read_json(path: Path) -> Any:
             f"{path} is no JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
             "download the file again"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise DatasetError(f"{path} cannot be read: {error}; download the file again") from error
 
 

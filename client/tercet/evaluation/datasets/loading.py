@@ -25,6 +25,11 @@ class TaskSize:
     official: Size
 
     @property
+    def known(self) -> bool:
+        """Whether the official size is."""
+        return None not in (self.official.queries, self.official.gallery)
+
+    @property
     def differs(self) -> bool:
         """Whether a number differs from one that is known."""
         pairs = ((self.found.queries, self.official.queries), (self.found.gallery, self.official.gallery))
@@ -66,9 +71,8 @@ class DatasetCheck:
 
     @property
     def official(self) -> bool:
-        """Whether it loads and no known size differs; False also where no official size is known."""
-        known = any(size.official != Size(None, None) for size in self.sizes)
-        return self.complete and known and not any(size.differs for size in self.sizes)
+        """Whether it loads, and every task's official size is known and the one found."""
+        return self.complete and all(size.known and not size.differs for size in self.sizes)
 
     def report(self, shown: int = 20) -> str:
         """All of it in words; of the missing files the first `shown` are named."""
@@ -82,9 +86,9 @@ class DatasetCheck:
         if self.problem is not None:
             lines.append(f"UNUSABLE: {self.problem}")
         lines += [f"  {size}" for size in self.sizes]
-        if self.sizes and not any(size.official != Size(None, None) for size in self.sizes):
-            lines.append("No official size of this data set is known.")
-        elif warning := size_warning(self.sizes):
+        if unknown := [size.task for size in self.sizes if not size.known]:
+            lines.append(f"No official size is known of {', '.join(unknown)}.")
+        if warning := size_warning(self.sizes):
             lines.append(warning)
         if self.official:
             lines.append("Complete, and of the official size.")
@@ -108,6 +112,8 @@ def load_dataset(name: str, root: Path | str, split: str | None = None, **option
     """
     entry, split, settings = _resolve(name, split, options)
     root = Path(root)
+    if not root.is_dir():
+        raise DatasetError(f"there is no folder {root}. Expected: {entry.layout}")
     try:
         dataset = entry.load(root, split, **settings)
     except MissingFiles as error:
@@ -137,6 +143,8 @@ def check_dataset(
     """
     entry, split, settings = _resolve(name, split, options)
     root = Path(root)
+    if not root.is_dir():
+        return DatasetCheck(name, split, root, (), f"there is no folder {root}", ())
     try:
         dataset = entry.load(root, split, **settings)
     except MissingFiles as error:

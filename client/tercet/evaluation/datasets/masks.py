@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["compressed_runs", "mask_of", "polygon_mask", "runs_mask"]
+__all__ = ["check_segmentation", "compressed_runs", "mask_of", "polygon_mask", "runs_mask"]
 
 SUPERSAMPLING = 5
 """Points that pycocotools puts on a pixel's side when it draws a polygon."""
@@ -24,32 +24,47 @@ def mask_of(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
     Raises:
         ValueError: it is malformed, or made for another size.
     """
-    if isinstance(segmentation, list):
-        if not segmentation:
-            raise ValueError("no polygon")
-        whole = np.zeros((height, width), bool)
-        for polygon in segmentation:
-            whole |= polygon_mask(polygon, height, width)
-        return whole
+    whole = np.zeros((height, width), bool)
+    for part in check_segmentation(segmentation, height, width):
+        whole |= runs_mask(part, height, width) if part.ndim == 1 else _fill(part, height, width)
+    return whole
+
+
+def check_segmentation(segmentation: Any, height: int, width: int) -> list[NDArray]:
+    """A `segmentation` as arrays: corners f64 [N, 2] of each polygon, or one of run lengths, i64 [N].
+
+    Raises:
+        ValueError: it is malformed, or made for another size.
+    """
+    if isinstance(segmentation, list) and segmentation:
+        return [_corners(polygon) for polygon in segmentation]
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
         raise ValueError("a segmentation is a list of polygons or an object with 'size' and 'counts'")
-    if list(segmentation["size"]) != [height, width]:
+    if segmentation["size"] != [height, width]:
         raise ValueError(f"made for {segmentation['size']} (height, width), not for [{height}, {width}]")
     counts = segmentation["counts"]
-    return runs_mask(compressed_runs(counts) if isinstance(counts, str) else counts, height, width)
+    return [_lengths(compressed_runs(counts) if isinstance(counts, str) else counts, height, width)]
 
 
-def runs_mask(runs: Sequence[int], height: int, width: int) -> NDArray[np.bool_]:
+def runs_mask(runs: Sequence[int] | NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_]:
     """The mask of run lengths that begin outside, bool [H, W].
 
     Raises:
         ValueError: a run is negative, or they do not make up the picture.
     """
-    lengths = np.asarray(runs, np.int64)
-    if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
-        raise ValueError(f"run lengths must not be negative and sum to {height} x {width} pixels")
+    lengths = _lengths(runs, height, width)
     inside = np.arange(len(lengths)) % 2 == 1
     return np.repeat(inside, lengths).reshape(width, height).T
+
+
+def _lengths(runs: Any, height: int, width: int) -> NDArray[np.int64]:
+    """Run lengths that make up the picture."""
+    lengths = np.asarray(runs)
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 0).any():
+        raise ValueError("run lengths must be whole numbers and not negative")
+    if lengths.sum() != height * width:
+        raise ValueError(f"run lengths sum to {lengths.sum()}, not to {height} x {width} pixels")
+    return lengths.astype(np.int64)
 
 
 def compressed_runs(text: str) -> list[int]:
@@ -92,16 +107,26 @@ def polygon_mask(polygon: Sequence[float], height: int, width: int) -> NDArray[n
     Raises:
         ValueError: fewer than three points, or an odd number of coordinates.
     """
-    corners = np.asarray(polygon, np.float64)
+    return _fill(_corners(polygon), height, width)
+
+
+def _corners(polygon: Any) -> NDArray[np.float64]:
+    """The corners (x, y) of a polygon, f64 [N, 2]."""
+    try:
+        corners = np.asarray(polygon, np.float64)
+    except (TypeError, ValueError):
+        corners = np.empty(0)
     if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
         raise ValueError("a polygon is a list of at least three points: x, y, x, y, x, y")
-    fine = np.trunc(SUPERSAMPLING * corners.reshape(-1, 2) + 0.5).astype(np.int64)
+    return corners.reshape(-1, 2)
+
+
+def _fill(corners: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
+    """The pixels of a polygon with these corners."""
+    fine = np.trunc(SUPERSAMPLING * corners + 0.5).astype(np.int64)
     walked = np.concatenate([_walk(start, end) for start, end in pairwise([*fine, fine[0]])])  # (M, 2): x, y
     step = np.flatnonzero(walked[1:, 0] != walked[:-1, 0]) + 1
-    here, before = walked[step], walked[step - 1]
-    column = np.minimum(here[:, 0], before[:, 0])
-    column = (column + 0.5) / SUPERSAMPLING - 0.5
-    row = (np.minimum(here[:, 1], before[:, 1]) + 0.5) / SUPERSAMPLING - 0.5
+    column, row = (np.minimum(walked[step], walked[step - 1]) + 0.5).T / SUPERSAMPLING - 0.5
     crosses = (column == np.floor(column)) & (column >= 0) & (column <= width - 1)
     first = np.ceil(np.clip(row[crosses], 0, height)).astype(np.int64)  # the first row below the outline
     places = column[crosses].astype(np.int64) * height + first
