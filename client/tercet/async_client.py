@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar, overload
@@ -12,10 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tercet import messages
-from tercet.composition import DEFAULT_TEMPLATE, composing, needs_pseudo_token, read_template
+from tercet.compositions import requests
+from tercet.compositions.driving import drive_async
+from tercet.compositions.needs import Answer, Need, PseudoTokenNeed, RewriteNeed, Rewritten, TextNeed
+from tercet.compositions.registry import Recipe, check_needs
+from tercet.compositions.rewrite import Rewriter
+from tercet.compositions.scoring import ComposedQuery
+from tercet.compositions.settings import BackgroundChoice, Settings, Value
 from tercet.errors import InferenceError, InputError, TercetError
 from tercet.lineup import Lineup, parse_lineup
-from tercet.messages import AsyncResults, Background, Caption, ComposedQuery, ItemError, Vector
+from tercet.messages import AsyncResults, Background, Caption, ItemError, Vector
 from tercet.pictures import Picture, is_picture
 from tercet.transport import AsyncGrpcTransport, AsyncTransport, Tensors
 
@@ -46,6 +52,7 @@ class AsyncClient:
         retries: int = 3,
         in_flight: int = 32,
         transport: AsyncTransport | None = None,
+        rewriter: Callable[[RewriteNeed], Rewritten] | None = None,
     ) -> None:
         """As in `Client`; `transport` may be `tercet.testing.AsyncFakeTransport()`."""
         messages.check_limits(timeout, retries, in_flight)
@@ -55,7 +62,9 @@ class AsyncClient:
         self._in_flight = in_flight
         self._slots = asyncio.Semaphore(in_flight)
         self._closed = False
-        self._context_length: int | None = None
+        self._known_lineup: Lineup | None = None
+        self._own_rewriter = Rewriter()
+        self._rewriter = self._own_rewriter if rewriter is None else rewriter
 
     async def __aenter__(self) -> Self:
         self._check_open()
@@ -70,6 +79,7 @@ class AsyncClient:
         """Disconnect; the client cannot be used again."""
         self._closed = True
         await self._transport.close()
+        self._own_rewriter.close()
 
     async def ready(self) -> bool:
         """Whether a server answers and all its models are ready."""
@@ -147,7 +157,14 @@ class AsyncClient:
 
     @overload
     async def compose_queries(  # type: ignore[overload-overlap]
-        self, images: Picture, modifications: str, *, background: Background = ..., template: str = ...
+        self,
+        images: Picture,
+        modifications: str,
+        *,
+        composition: str = ...,
+        background: BackgroundChoice | None = ...,
+        template: str | None = ...,
+        settings: Settings | Mapping[str, Value] | None = ...,
     ) -> ComposedQuery: ...
     @overload
     async def compose_queries(
@@ -155,29 +172,38 @@ class AsyncClient:
         images: Iterable[Picture],
         modifications: Iterable[str],
         *,
-        background: Background = ...,
-        template: str = ...,
+        composition: str = ...,
+        background: BackgroundChoice | None = ...,
+        template: str | None = ...,
+        settings: Settings | Mapping[str, Value] | None = ...,
     ) -> list[ComposedQuery]: ...
     async def compose_queries(
         self,
         images: Picture | Iterable[Picture],
         modifications: str | Iterable[str],
         *,
-        background: Background = "remove",
-        template: str = DEFAULT_TEMPLATE,
+        composition: str = "caption",
+        background: BackgroundChoice | None = None,
+        template: str | None = None,
+        settings: Settings | Mapping[str, Value] | None = None,
     ) -> ComposedQuery | list[ComposedQuery]:
         """Turn reference picture and modification into a query: see `Client.compose_queries`."""
-        read_template(template)
+        recipe, knobs = requests.chosen(composition, settings, background, template)
         if is_picture(images):
             if not isinstance(modifications, str):
                 raise TypeError("one picture goes with one modification, not with several")
-            return await self._compose_query((images, modifications), 0, background, template)
+            return await self._compose_query((images, modifications), 0, recipe, knobs)
         if isinstance(modifications, str):
             raise TypeError("many pictures go with as many modifications, not with one text")
         pairs = zip(images, modifications, strict=True)
         return await _all_or_first_error(
-            self._stream(pairs, lambda pair, at: self._compose_query(pair, at, background, template))
+            self._stream(pairs, lambda pair, at: self._compose_query(pair, at, recipe, knobs))
         )
+
+    async def answer(self, need: Need, picture: Picture, *, pseudo_token: Vector | None = None) -> Answer:
+        """Answer one thing that a composition's plan asks for: see `Client.answer`."""
+        reference = await asyncio.to_thread(requests.read_reference, picture) if need.of_reference else None
+        return await self._answer(need, reference, pseudo_token, foreground=False)
 
     # One item each.
 
@@ -199,7 +225,7 @@ class AsyncClient:
     async def _embed_text(self, text: str, position: int, pseudo_token: Vector | None = None) -> Vector:
         name, text = messages.named_text(text, position)
         embedding, count = await self._embed_and_count(name, text, pseudo_token)
-        messages.check_token_count(name, count, await self._limit())
+        messages.check_token_count(name, count, (await self._kept_lineup()).context_length)
         return embedding
 
     async def _embed_and_count(self, name: str, text: str, pseudo_token: Vector | None) -> tuple[Vector, int]:
@@ -211,37 +237,39 @@ class AsyncClient:
         return int((await self._infer(messages.token_count_request(name, text)))["token_count"].item())
 
     async def _compose_query(
-        self, pair: tuple[Picture, str], position: int, background: Background, template: str
+        self, pair: tuple[Picture, str], position: int, recipe: Recipe, settings: Settings
     ) -> ComposedQuery:
         image, modification = pair
-        name = f"query {position}"
-        caption = token = None
-        if "{caption}" in read_template(template):
-            caption = await self._caption(image, position, background, foreground=True)
-        if needs_pseudo_token(template):
-            token = await self._pseudo_token(image, position)
-        embedded: dict[str, Vector] = {}
-        steps = composing(
-            caption.text if caption else "", modification, template=template, limit=await self._limit()
-        )
-        try:
-            texts = next(steps)
-            while True:
-                counts = []
-                for text in texts:
-                    embedded[text], count = await self._embed_and_count(name, text, token)
-                    counts.append(count)
-                texts = steps.send(counts)
-        except StopIteration as done:
-            composition = done.value
-        if composition.text not in embedded:
-            embedded[composition.text], _ = await self._embed_and_count(name, composition.text, token)
-        return ComposedQuery(embedded[composition.text], composition, caption)
+        reference = await asyncio.to_thread(requests.read_reference, image, position)
+        lineup = await self._kept_lineup()
+        check_needs(recipe, settings, lineup)
+        token: Vector | None = None
 
-    async def _limit(self) -> int:
-        if self._context_length is None:
-            self._context_length = (await self.lineup()).context_length
-        return self._context_length
+        async def answer(need: Need) -> Answer:
+            nonlocal token
+            given = await self._answer(need, reference, token, foreground=True)
+            if isinstance(need, PseudoTokenNeed):
+                assert isinstance(given, np.ndarray)
+                token = given
+            return given
+
+        return await drive_async(recipe.plan(modification, settings, lineup.context_length), answer)
+
+    async def _answer(
+        self, need: Need, reference: requests.Reference | None, token: Vector | None, foreground: bool
+    ) -> Answer:
+        if isinstance(need, RewriteNeed):
+            return await asyncio.to_thread(self._rewriter, need)
+        if isinstance(need, TextNeed) and need.pseudo_token and token is None:
+            assert reference is not None
+            token = (await self._infer(requests.request_of(PseudoTokenNeed(), reference)))["pseudo_token"][0]
+        request = await asyncio.to_thread(requests.request_of, need, reference, token, foreground)
+        return requests.read_answer(need, await self._infer(request))
+
+    async def _kept_lineup(self) -> Lineup:
+        if self._known_lineup is None:
+            self._known_lineup = await self.lineup()
+        return self._known_lineup
 
     async def _matrix(self, rows: list[Vector]) -> Vector:
         if rows:

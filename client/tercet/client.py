@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self, TypeVar, overload
@@ -12,13 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tercet import messages
-from tercet.composition import DEFAULT_TEMPLATE, composing, needs_pseudo_token, read_template
+from tercet.compositions import requests
+from tercet.compositions.driving import drive
+from tercet.compositions.needs import Answer, Need, PseudoTokenNeed, RewriteNeed, Rewritten, TextNeed
+from tercet.compositions.registry import Recipe, check_needs
+from tercet.compositions.rewrite import Rewriter
+from tercet.compositions.scoring import ComposedQuery
+from tercet.compositions.settings import BackgroundChoice, Settings, Value
 from tercet.errors import InferenceError, InputError, TercetError
 from tercet.lineup import Lineup, parse_lineup
 from tercet.messages import (
     Background,
     Caption,
-    ComposedQuery,
     ItemError,
     Results,
     Vector,
@@ -61,6 +66,7 @@ class Client:
         retries: int = 3,
         in_flight: int = 32,
         transport: Transport | None = None,
+        rewriter: Callable[[RewriteNeed], Rewritten] | None = None,
     ) -> None:
         """Connect lazily: a server that is down shows at the first request.
 
@@ -72,6 +78,7 @@ class Client:
                 until `timeout`, unless `retries` is 0. Nothing else is sent twice.
             in_flight: requests sent and not yet answered, at most.
             transport: takes the place of gRPC, e.g. `tercet.testing.FakeTransport()` in tests.
+            rewriter: takes the place of the language model's endpoint for composition "rewrite".
         """
         messages.check_limits(timeout, retries, in_flight)
         self._transport = transport if transport is not None else GrpcTransport(address)
@@ -81,7 +88,9 @@ class Client:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="tercet")
-        self._context_length: int | None = None
+        self._known_lineup: Lineup | None = None
+        self._own_rewriter = Rewriter()
+        self._rewriter = self._own_rewriter if rewriter is None else rewriter
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -98,6 +107,7 @@ class Client:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._transport.close()
         self._pool.shutdown()
+        self._own_rewriter.close()
 
     def ready(self) -> bool:
         """Whether a server answers and all its models are ready."""
@@ -186,7 +196,14 @@ class Client:
 
     @overload
     def compose_queries(  # type: ignore[overload-overlap]
-        self, images: Picture, modifications: str, *, background: Background = ..., template: str = ...
+        self,
+        images: Picture,
+        modifications: str,
+        *,
+        composition: str = ...,
+        background: BackgroundChoice | None = ...,
+        template: str | None = ...,
+        settings: Settings | Mapping[str, Value] | None = ...,
     ) -> ComposedQuery: ...
     @overload
     def compose_queries(
@@ -194,39 +211,61 @@ class Client:
         images: Iterable[Picture],
         modifications: Iterable[str],
         *,
-        background: Background = ...,
-        template: str = ...,
+        composition: str = ...,
+        background: BackgroundChoice | None = ...,
+        template: str | None = ...,
+        settings: Settings | Mapping[str, Value] | None = ...,
     ) -> list[ComposedQuery]: ...
     def compose_queries(
         self,
         images: Picture | Iterable[Picture],
         modifications: str | Iterable[str],
         *,
-        background: Background = "remove",
-        template: str = DEFAULT_TEMPLATE,
+        composition: str = "caption",
+        background: BackgroundChoice | None = None,
+        template: str | None = None,
+        settings: Settings | Mapping[str, Value] | None = None,
     ) -> ComposedQuery | list[ComposedQuery]:
-        """Turn reference picture and modification into a query to search with: caption, fuse, embed.
+        """Turn reference picture and modification into a query to search with.
 
         One picture and one text give one query; as many pictures as texts give a list.
 
         Args:
             images: the reference pictures.
             modifications: what to change about each.
-            background: "remove" captions the object alone; "keep" the whole picture.
+            composition: how: a name from `tercet.compositions.COMPOSITIONS`.
+            background: "remove" captions the object alone, "keep" the whole picture, "auto" chooses by the
+                modification and the mask. None: what the composition does otherwise, mostly "auto".
             template: how caption and modification are fused: a name in `tercet.TEMPLATES` or a text like
-                "a photo of {caption}, {modification}".
+                "a photo of {caption}, {modification}". None: the composition's own.
+            settings: the composition's other knobs, by name or whole: see `tercet.compositions.Settings`.
+
+        Raises:
+            InputError: no such composition, a setting that it does not read, or one out of its range.
+            LineupError: the server lacks a network that the composition needs.
         """
-        read_template(template)
+        recipe, knobs = requests.chosen(composition, settings, background, template)
         if is_picture(images):
             if not isinstance(modifications, str):
                 raise TypeError("one picture goes with one modification, not with several")
-            return self._compose_query((images, modifications), 0, background, template)
+            return self._compose_query((images, modifications), 0, recipe, knobs)
         if isinstance(modifications, str):
             raise TypeError("many pictures go with as many modifications, not with one text")
         pairs = zip(images, modifications, strict=True)
         return all_or_first_error(
-            self._stream(pairs, lambda pair, at: self._compose_query(pair, at, background, template))
+            self._stream(pairs, lambda pair, at: self._compose_query(pair, at, recipe, knobs))
         )
+
+    def answer(self, need: Need, picture: Picture, *, pseudo_token: Vector | None = None) -> Answer:
+        """Answer one thing that a composition's plan asks for: see `tercet.compositions.needs`.
+
+        Args:
+            need: what is asked.
+            picture: the reference; not read where `need.of_reference` is False.
+            pseudo_token: the answer to `PseudoTokenNeed`, if it is known, for a text that holds it.
+        """
+        reference = requests.read_reference(picture) if need.of_reference else None
+        return self._answer(need, reference, pseudo_token, foreground=False)
 
     # One item each. They run in a stream's worker threads, so none of them may start a stream.
 
@@ -246,7 +285,7 @@ class Client:
     def _embed_text(self, text: str, position: int, pseudo_token: Vector | None = None) -> Vector:
         name, text = messages.named_text(text, position)
         embedding, count = self._embed_and_count(name, text, pseudo_token)
-        messages.check_token_count(name, count, self._limit())
+        messages.check_token_count(name, count, self._kept_lineup().context_length)
         return embedding
 
     def _embed_and_count(self, name: str, text: str, pseudo_token: Vector | None) -> tuple[Vector, int]:
@@ -258,38 +297,41 @@ class Client:
         return int(self._infer(messages.token_count_request(name, text))["token_count"].item())
 
     def _compose_query(
-        self, pair: tuple[Picture, str], position: int, background: Background, template: str
+        self, pair: tuple[Picture, str], position: int, recipe: Recipe, settings: Settings
     ) -> ComposedQuery:
         image, modification = pair
-        name = f"query {position}"
-        caption = token = None
-        if "{caption}" in read_template(template):
-            caption = self._caption(image, position, background, foreground=True)
-        if needs_pseudo_token(template):
-            token = self._pseudo_token(image, position)
-        # Embedding a text counts its tokens on the way, and the first text tried is mostly the one wanted.
-        embedded: dict[str, Vector] = {}
-        described = caption.text if caption else ""
-        steps = composing(described, modification, template=template, limit=self._limit())
-        try:
-            texts = next(steps)
-            while True:
-                counts = []
-                for text in texts:
-                    embedded[text], count = self._embed_and_count(name, text, token)
-                    counts.append(count)
-                texts = steps.send(counts)
-        except StopIteration as done:
-            composition = done.value
-        if composition.text not in embedded:
-            embedded[composition.text], _ = self._embed_and_count(name, composition.text, token)
-        return ComposedQuery(embedded[composition.text], composition, caption)
+        reference = requests.read_reference(image, position)
+        lineup = self._kept_lineup()
+        check_needs(recipe, settings, lineup)
+        token: Vector | None = None
 
-    def _limit(self) -> int:
+        def answer(need: Need) -> Answer:
+            nonlocal token
+            given = self._answer(need, reference, token, foreground=True)
+            if isinstance(need, PseudoTokenNeed):
+                assert isinstance(given, np.ndarray)
+                token = given
+            return given
+
+        return drive(recipe.plan(modification, settings, lineup.context_length), answer)
+
+    def _answer(
+        self, need: Need, reference: requests.Reference | None, token: Vector | None, foreground: bool
+    ) -> Answer:
+        if isinstance(need, RewriteNeed):
+            return self._rewriter(need)
+        if isinstance(need, TextNeed) and need.pseudo_token and token is None:
+            assert reference is not None
+            token = self._infer(requests.request_of(PseudoTokenNeed(), reference))["pseudo_token"][0]
+        return requests.read_answer(
+            need, self._infer(requests.request_of(need, reference, token, foreground))
+        )
+
+    def _kept_lineup(self) -> Lineup:
         with self._lock:
-            if self._context_length is None:
-                self._context_length = self.lineup().context_length
-            return self._context_length
+            if self._known_lineup is None:
+                self._known_lineup = self.lineup()
+            return self._known_lineup
 
     def _matrix(self, rows: list[Vector]) -> Vector:
         return np.stack(rows) if rows else np.empty((0, self.lineup().embedding_dimension), np.float32)

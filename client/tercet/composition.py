@@ -4,7 +4,9 @@ CLIP reads 77 tokens, start and end included, and a longer text would lose its e
 caption gives way instead, word by word from its own end, and the `Composition` says so.
 """
 
+import html
 import re
+import unicodedata
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -41,9 +43,13 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         # The text-only baseline.
         "modification": "{modification}",
         # The picture as one pseudo-word, no caption: Pic2Word (Saito et al., 2023), SEARLE (Baldrati et al.,
-        # 2023). The spaces around * matter: CLIP's tokenizer reads "*," as one piece.
+        # 2023), LinCIR (Gu et al., 2024), which asks as SEARLE does. The spaces around * matter: CLIP's
+        # tokenizer reads "*," as one piece.
         "pic2word": "a photo of * , {modification}",
         "searle": "a photo of * that {modification}",
+        "lincir": "a photo of * that {modification}",
+        # Both: the pseudo-word shows what the caption does not say.
+        "caption-pic2word": "a photo of * , {caption}, {modification}",
     }
 )
 """Ways to fuse caption and modification, by name; a template of your own is given as its text instead."""
@@ -54,7 +60,7 @@ _PSEUDO_WORD = re.compile(r"(?<!\S)\*(?!\S)")
 
 @dataclass(frozen=True)
 class Composition:
-    """A text to embed, and what it was made of.
+    """A text to embed, and what it was made of; the text is empty where a query embeds none.
 
     `caption` is the part of the caption that is in `text`: all of it unless `caption_cut`.
     """
@@ -74,11 +80,11 @@ def needs_pseudo_token(template: str) -> bool:
 def read_template(template: str) -> str:
     """Return the text of `template`: a name from `TEMPLATES`, or a text with `{modification}`, `{caption}`.
 
-    The placeholder `*` must come before the fields: the server takes the first one in the text, which must
-    not be the user's.
+    The placeholder `*` may come before or after the fields ("a {modification} of *"). The server takes the
+    first one in the text, so what is filled in before it may hold none: see `composing`.
 
     Raises:
-        TextError: unknown name, missing, repeated or unknown field, a stray brace, `*` after a field.
+        TextError: unknown name, missing, repeated or unknown field, a stray brace, more than one `*`.
     """
     text = TEMPLATES.get(template, template)
     fields = _FIELD.findall(text)
@@ -93,9 +99,8 @@ def read_template(template: str) -> str:
     if re.search(r"[{}]", _FIELD.sub("", text)):
         raise TextError(f"template {template!r} has a brace that belongs to no field; remove it")
     check_text(text)
-    words = list(_PSEUDO_WORD.finditer(text))
-    if len(words) > 1 or any(word.start() > text.index("{") for word in words):
-        raise TextError(f"template {template!r} may hold one * as a word of its own, and before the fields")
+    if len(_PSEUDO_WORD.findall(_FIELD.sub("x", text))) > 1:
+        raise TextError(f"template {template!r} may hold one * as a word of its own, not several")
     return text
 
 
@@ -139,7 +144,11 @@ def compose(
     """Fuse `caption` and `modification` into one text of at most `limit` tokens, the modification whole.
 
     Both are inserted as they are: braces, `*` or `<|endoftext|>` in them mean nothing. The caption is cut
-    from its end where the whole does not fit; without any caption left the text is the modification alone.
+    from its end where the whole does not fit; without any caption left the text is the modification alone,
+    or Pic2Word's prompt where the template holds `*`.
+
+    One exception: where a template's `*` follows a field, a `*` that is a word of its own in that field
+    would be taken for it. In a caption it is left out; a modification that has one is refused.
 
     Args:
         caption: what the captioner says of the reference; may be empty.
@@ -150,7 +159,8 @@ def compose(
         limit: the text encoder's context length in tokens, start and end included.
 
     Raises:
-        TextError: the modification is empty, or does not fit even alone; the template is not valid.
+        TextError: the modification is empty, does not fit even alone, or has a `*` where the template's own
+            must be the first; the template is not valid.
     """
     steps = composing(caption, modification, template=template, limit=limit)
     try:
@@ -166,7 +176,17 @@ def composing(
 ) -> Generator[list[str], Sequence[int], Composition]:
     """`compose` as a generator that yields texts and is sent their token counts."""
     template_text = read_template(template)
+    pseudo_word = needs_pseudo_token(template)
     modification = check_text(modification, "modification").strip()
+    if pseudo_word:
+        before = _fields_before_pseudo_word(template_text)
+        if "modification" in before and _reads_as_pseudo_word(modification):
+            raise TextError(
+                f"the modification has a * of its own, which template {template!r} would take for the "
+                "picture; write it in words, such as star, or use a template that begins with *"
+            )
+        if "caption" in before and _reads_as_pseudo_word(caption):
+            caption = " ".join(word for word in caption.split() if not _reads_as_pseudo_word(word))
     words = [(word.start(), word.end()) for word in re.finditer(r"\S+", caption)]
     if words:
         check_text(caption, "caption")
@@ -174,7 +194,8 @@ def composing(
     def composition(kept: int) -> Composition:
         part = caption[words[0][0] : words[kept - 1][1]] if kept else ""
         if "{caption}" in template_text and not kept:
-            text = modification
+            alone = TEMPLATES["pic2word"] if pseudo_word else "{modification}"
+            text = _fill(alone, {"modification": modification})
         else:
             text = _fill(template_text, {"caption": part, "modification": modification})
         return Composition(text, part, modification, template, caption_cut=kept < len(words))
@@ -190,9 +211,8 @@ def composing(
         return whole
     (count,) = yield [composition(0).text]
     if count > limit:
-        what = (
-            "the modification alone" if "{caption}" in template_text else "the modification in its template"
-        )
+        alone = "{caption}" in template_text and not pseudo_word
+        what = "the modification alone" if alone else "the modification in its template"
         raise TextError(
             f"{what} has {count} tokens, start and end included; the text encoder reads {limit}: "
             f"shorten it by about {count - limit} tokens"
@@ -203,6 +223,19 @@ def composing(
         (count,) = yield [composition(middle).text]
         fits, too_long = (middle, too_long) if count <= limit else (fits, middle)
     return composition(fits)
+
+
+def _fields_before_pseudo_word(template_text: str) -> set[str]:
+    filled = _FIELD.sub(lambda field: "x" * len(field[0]), template_text)
+    word = _PSEUDO_WORD.search(filled)
+    end = word.start() if word else 0
+    return {field[1] for field in _FIELD.finditer(template_text) if field.start() < end}
+
+
+def _reads_as_pseudo_word(text: str) -> bool:
+    # As the tokenizers clean text: HTML entities, twice, and full-width characters.
+    plain = unicodedata.normalize("NFKC", html.unescape(html.unescape(text)))
+    return _PSEUDO_WORD.search(plain) is not None
 
 
 def _fill(template_text: str, values: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tercet.composition import Composition, check_text
+from tercet.composition import check_text
 from tercet.errors import (
     InferenceError,
     InputError,
@@ -24,7 +24,7 @@ from tercet.errors import (
 )
 from tercet.pictures import Picture, encode_picture, picture_name
 
-__all__ = ["Background", "Caption", "ComposedQuery"]
+__all__ = ["Background", "Caption"]
 
 Background = Literal["remove", "keep"]
 Tensors = Mapping[str, np.ndarray]
@@ -47,25 +47,14 @@ class Caption:
 
     `score` is the caption's log-probability as its search ranks it. `foreground` (uint8 [V, V, 3], the
     picture over a plain background) and `mask` (float32 [V, V] in 0..1) are None where the background was
-    kept or they were not asked for.
+    kept or they were not asked for. `coverage` is the mask's mean: the share of the picture that is left.
     """
 
     text: str
     score: float
     foreground: NDArray[np.uint8] | None = None
     mask: Vector | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class ComposedQuery:
-    """A query ready to search with: `embedding` float32 [D] of unit length, and how it came about.
-
-    `caption` is None for templates that use none.
-    """
-
-    embedding: Vector
-    composition: Composition
-    caption: Caption | None
+    coverage: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +85,16 @@ def named_text(text: str, position: int) -> tuple[str, str]:
     return name, check_text(text, name)
 
 
-def caption_request(name: str, encoded: bytes, background: Background, foreground: bool) -> Request:
-    """Ask for a caption, with the foreground and its mask if `foreground` and the background is removed."""
+def caption_request(
+    name: str, encoded: bytes, background: Background, foreground: bool, mask: bool = False
+) -> Request:
+    """Ask for a caption; without background also for the mask, or for the foreground and the mask."""
     if background not in ("remove", "keep"):
         raise ValueError(f'background is "remove" or "keep", not {background!r}')
     model = "caption_foreground" if background == "remove" else "caption_image"
-    pictures = ("foreground", "mask") if foreground and background == "remove" else ()
+    pictures = ("foreground", "mask") if foreground else ("mask",) if mask else ()
+    if background == "keep":
+        pictures = ()
     return Request(model, {"image": _bytes(encoded)}, ("caption", "score", *pictures), name)
 
 
@@ -142,6 +135,7 @@ def read_caption(answer: Tensors) -> Caption:
         score=float(answer["score"].item()),
         foreground=None if foreground is None else foreground[0],
         mask=None if mask is None else mask[0],
+        coverage=None if mask is None else float(mask[0].mean(dtype=np.float64)),
     )
 
 

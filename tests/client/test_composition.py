@@ -87,7 +87,6 @@ def test_every_template_holds_the_modification(name: str) -> None:
         ("{caption!r} {modification}", "once each"),
         ("{{modification}} {", "brace"),
         ("{modification} }", "brace"),
-        ("{modification} *", "before the fields"),
         ("* and * {modification}", "one \\*"),
     ],
 )
@@ -97,7 +96,12 @@ def test_a_bad_template_is_refused(template: str, complaint: str) -> None:
 
 
 def test_pseudo_word_templates_are_told_from_others() -> None:
-    assert {name for name in TEMPLATES if needs_pseudo_token(name)} == {"pic2word", "searle"}
+    assert {name for name in TEMPLATES if needs_pseudo_token(name)} == {
+        "pic2word",
+        "searle",
+        "lincir",
+        "caption-pic2word",
+    }
     assert not needs_pseudo_token("5*4 {modification}")
     assert not needs_pseudo_token("*{modification}")
 
@@ -105,6 +109,31 @@ def test_pseudo_word_templates_are_told_from_others() -> None:
 def test_the_templates_placeholder_comes_before_the_users_star() -> None:
     made = compose("", "* * stars", template="pic2word", count_tokens=count_words)
     assert made.text == "a photo of * , * * stars"
+
+
+def test_a_placeholder_may_follow_the_fields() -> None:
+    made = compose("", "cartoon", template="a {modification} of *", count_tokens=count_words)
+    assert made.text == "a cartoon of *"
+    assert needs_pseudo_token("a {modification} of *")
+    assert compose("", "4*4", template="a {modification} of *", count_tokens=count_words).text == "a 4*4 of *"
+
+
+@pytest.mark.parametrize("star", ["*", "five * hotel", "\uff0a", "&ast; x", "&amp;#42;"])
+def test_the_users_star_may_not_come_before_the_templates(star: str) -> None:
+    with pytest.raises(TextError, match=r"has a \* of its own"):
+        compose("", star, template="a {modification} of *", count_tokens=count_words)
+    made = compose(
+        f"a {star} dog", "toy", template="{caption} as * , {modification}", count_tokens=count_words
+    )
+    assert made.text.split().index("*") == made.text.split().index("as") + 1
+    assert made.text.endswith("dog as * , toy")
+
+
+def test_without_a_caption_the_pseudo_word_stays() -> None:
+    made = compose("one two", "in blue", template="caption-pic2word", count_tokens=count_words, limit=9)
+    assert (made.text, made.caption_cut) == ("a photo of * , in blue", True)
+    made = compose("one two", "in blue", template="caption-pic2word", count_tokens=count_words, limit=10)
+    assert made.text == "a photo of * , one, in blue"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +165,8 @@ def test_the_modification_is_whole_and_the_limit_kept(
     try:
         made = compose(caption, modification, template=template, count_tokens=count_words, limit=limit)
     except TextError:
-        fixed = 0 if "{caption}" in TEMPLATES[template] else len(TEMPLATES[template].split()) - 1
+        alone = TEMPLATES["pic2word"] if template == "caption-pic2word" else TEMPLATES[template]
+        fixed = 0 if "{caption}" in alone else len(alone.split()) - 1
         assert not modification.strip() or count_words([modification])[0] + fixed > limit
         return
     assert modification.strip() in made.text

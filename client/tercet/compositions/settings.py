@@ -1,0 +1,203 @@
+"""Every knob of every composition: one dataclass, its ranges, and the defaults that data sets ask for."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+from tercet.composition import DEFAULT_TEMPLATE, read_template
+from tercet.errors import InputError
+
+__all__ = ["DATASET_DEFAULTS", "BackgroundChoice", "Settings", "Value", "parse_value"]
+
+BackgroundChoice = Literal["auto", "remove", "keep"]
+Value: TypeAlias = str | int | float | None
+
+
+SWITCH = {
+    "on": True,
+    "true": True,
+    "yes": True,
+    "1": True,
+    "off": False,
+    "false": False,
+    "no": False,
+    "0": False,
+}
+
+
+def _about(meaning: str, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+    return {"help": meaning, "low": low, "high": high}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The knobs of a request; a composition reads some of them (`registry.Recipe.reads`).
+
+    Raises:
+        InputError: a value is of another kind or out of its range; it names the knob and the range.
+        TextError: a template that cannot be read.
+    """
+
+    template: str = field(
+        default=DEFAULT_TEMPLATE,
+        metadata=_about("how caption, modification and * are fused: a name or a text"),
+    )
+    background: BackgroundChoice = field(
+        default="auto", metadata=_about("of the reference, before it is captioned: auto, remove, keep")
+    )
+    captions: int = field(
+        default=1, metadata=_about("captions, of the whole picture and of random views, averaged", 1, 32)
+    )
+    seed: int = field(default=0, metadata=_about("of the random views", 0, 2**31 - 1))
+    text_weight: float = field(default=0.5, metadata=_about("share of the modification alone", 0, 1))
+    image_weight: float = field(default=0.1, metadata=_about("share of the reference's embedding", 0, 1))
+    caption_weight: float = field(default=0.5, metadata=_about("share of the fused caption", 0, 1))
+    pic2word_weight: float = field(default=0.2, metadata=_about("share of Pic2Word's prompt", 0, 1))
+    pic2word_template: str = field(
+        default="pic2word", metadata=_about("Pic2Word's prompt: a name or a text with *")
+    )
+    slerp_alpha: float = field(
+        default=0.8, metadata=_about("how far from the picture (0) to the text (1)", 0, 1)
+    )
+    text_floor: float = field(
+        default=0.0, metadata=_about("similarity to the text that counts as none", -1, 1)
+    )
+    image_floor: float = field(
+        default=0.0, metadata=_about("similarity to the picture that counts as none", -1, 1)
+    )
+    modification_share: float = field(
+        default=0.0, metadata=_about("of the modification's own embedding, added back", 0, 1)
+    )
+    increment: bool = field(
+        default=False, metadata=_about("whether to compare with the caption's own embedding (SEIZE)")
+    )
+    increment_negative: float = field(
+        default=1.0, metadata=_about("penalty for fitting the caption better than the edited text", 0, 10)
+    )
+    increment_positive: float = field(
+        default=0.22, metadata=_about("reward for fitting the edited text better", 0, 10)
+    )
+    exclude_near_duplicates: float | None = field(
+        default=None,
+        metadata=_about(
+            "similarity to the reference from which a candidate is left out; none: none is", 0.5, 1
+        ),
+    )
+    llm_model: str = field(
+        default="", metadata=_about("the language model's name; empty: what TERCET_LLM_MODEL says")
+    )
+    llm_seconds: float = field(
+        default=30.0, metadata=_about("how long to wait for the language model", 0.05, 600)
+    )
+    prompt: str = field(
+        default="", metadata=_about("a file with the language model's prompt; empty: Tercet's own")
+    )
+
+    def __post_init__(self) -> None:
+        for knob in dataclasses.fields(self):
+            _check(knob, getattr(self, knob.name))
+        read_template(self.template)
+        read_template(self.pic2word_template)
+
+
+FIELDS: Mapping[str, dataclasses.Field[Any]] = MappingProxyType(
+    {knob.name: knob for knob in dataclasses.fields(Settings)}
+)
+
+DATASET_DEFAULTS: Mapping[str, Mapping[str, Mapping[str, Value]]] = MappingProxyType(
+    {
+        # Slerp's share: youngkyunJang/SLERP-TAT, 0.9 for CIRR, 0.8 for CIRCO and FashionIQ.
+        # The increment's factors, for whoever switches it on: yzy-bupt/SEIZE, src/args.py.
+        # Pic2Word's prompts: google-research/composed_image_retrieval, src/eval_retrieval.py, src/data.py.
+        "cirr": {
+            "slerp": {"slerp_alpha": 0.9},
+            "caption": {"increment_negative": 1.0, "increment_positive": 0.22},
+            "caption+pic2word": {"increment_negative": 1.0, "increment_positive": 0.22},
+            "rewrite": {"increment_negative": 1.0, "increment_positive": 0.22},
+        },
+        "circo": {
+            "slerp": {"slerp_alpha": 0.8},
+            "caption": {"increment_negative": 2.1, "increment_positive": 0.13},
+            "caption+pic2word": {"increment_negative": 2.1, "increment_positive": 0.13},
+            "rewrite": {"increment_negative": 2.1, "increment_positive": 0.13},
+        },
+        "fashioniq": {
+            "slerp": {"slerp_alpha": 0.8},
+            # SEARLE and LinCIR ask "that {c1} and {c2}" (miccunifi/SEARLE, src/validate.py); so do we where
+            # a caption takes the pseudo-word's place, for FashionIQ's wordings are predicates ("is blue").
+            "caption": {"template": "caption-that"},
+        },
+        "coco": {
+            # The modification is "{the region's class} and {the other classes}".
+            "text": {"template": "a photo of {modification}"},
+            "sum": {"template": "a photo of {modification}"},
+            "pic2word": {"template": "a photo of * and {modification}"},
+            "caption": {"template": "a photo of {caption} and {modification}"},
+        },
+        "imagenet-r": {
+            # The modification is the domain; the text-only baseline is Pic2Word's prompt without its *.
+            "text": {"template": "a {modification} of"},
+            "sum": {"template": "a {modification} of"},
+            "pic2word": {"template": "a {modification} of *"},
+            "caption": {"template": "a {modification} of {caption}"},
+            "caption+pic2word": {"template": "a {modification} of * , {caption}"},
+        },
+    }
+)
+"""Overrides by data set and composition, with their sources; a request's own settings go before them."""
+
+
+def parse_value(name: str, value: Value) -> Value:
+    """`value` as the kind that the knob `name` has: the command line gives texts.
+
+    Raises:
+        InputError: no such knob, or a text that does not read as its kind.
+    """
+    if name not in FIELDS:
+        raise InputError(f"there is no setting {name!r}; there are {', '.join(FIELDS)}")
+    default = FIELDS[name].default
+    if not isinstance(value, str) or (isinstance(default, str) and name != "background"):
+        return value
+    text = value.strip()
+    if isinstance(default, str):
+        return text
+    if default is None and text.lower() in ("none", "off", ""):
+        return None
+    if isinstance(default, bool):
+        if text.lower() not in SWITCH:
+            raise InputError(f"{name} is {value!r}; it may be on or off")
+        return SWITCH[text.lower()]
+    kind: type[int | float] = int if isinstance(default, int) else float
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise InputError(f"{name} is {value!r}, not {what}; {_range(FIELDS[name])}") from None
+
+
+def _check(knob: dataclasses.Field[Any], value: Any) -> None:
+    if knob.name == "background":
+        if value not in ("auto", "remove", "keep"):
+            raise InputError(f"background is {value!r}; it may be auto, remove or keep")
+    elif isinstance(knob.default, bool):
+        if not isinstance(value, bool):
+            raise InputError(f"{knob.name} is {value!r}; it may be on (True) or off (False)")
+    elif isinstance(knob.default, str):
+        if not isinstance(value, str):
+            raise InputError(f"{knob.name} is {type(value).__name__}, not a text")
+    elif not (value is None and knob.default is None):
+        whole = isinstance(knob.default, int)
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        low, high = knob.metadata["low"], knob.metadata["high"]
+        if not number or not math.isfinite(value) or not low <= value <= high:
+            raise InputError(f"{knob.name} is {value!r}; {_range(knob)}")
+
+
+def _range(knob: dataclasses.Field[Any]) -> str:
+    low, high = knob.metadata["low"], knob.metadata["high"]
+    kind = "a whole number" if isinstance(knob.default, int) else "a number"
+    none = ", or none" if knob.default is None else ""
+    return f"it may be {kind} from {low} to {high}{none}"
