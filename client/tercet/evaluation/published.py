@@ -95,8 +95,7 @@ def beside(
     if usual != split:
         rows = published_rows(dataset.name, split, backbone) + rows
         warnings.append(
-            f"Published numbers are of {usual}, ours of {split}: another set of queries, not comparable to the "
-            "digit."
+            f"Published numbers are of {usual}, ours of {split}: other queries, not comparable to the digit."
         )
     for row in rows:
         for name, value in row.options.items():

@@ -51,18 +51,30 @@ def write_report(
             disk refuses.
         TercetError: what `pip install 'tercet[evaluate]'` installs is missing.
     """
+    from tercet.evaluation.page import make_page
+    from tercet.evaluation.plots import as_png, as_svg, draw_report
     from tercet.evaluation.records import write_queries
 
     old = _old_files(folder)
     with replacing(folder, old) as new:
         write_queries(new / QUERIES, report)
+        figures = draw_report(report)
+        (new / "plots").mkdir()
+        for name, figure in figures.items():
+            (new / "plots" / f"{name}.png").write_bytes(as_png(figure))
+            (new / "plots" / f"{name}.svg").write_bytes(as_svg(figure))
+        page, thumbnails = make_page(report, pictures or {}, list(figures))
+        (new / "index.html").write_text(page, encoding="utf-8")
+        (new / "pictures").mkdir()
+        for name, content in thumbnails.items():
+            (new / name).write_bytes(content)
         files = {
             path.relative_to(new).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in sorted(new.rglob("*"))
             if path.is_file()
         }
-        content = {"format": FORMAT, "version": VERSION, **_as_json(report), "files": files}
-        (new / REPORT).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="ascii")
+        body = {"format": FORMAT, "version": VERSION, **_as_json(report), "files": files}
+        (new / REPORT).write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="ascii")
 
 
 def read_report(folder: Path) -> RunReport:

@@ -15,6 +15,7 @@ __all__ = [
     "Cell",
     "Column",
     "cell_of",
+    "cell_with_interval",
     "columns_of",
     "kind_of",
     "print_results",
@@ -76,7 +77,11 @@ def cell_of(evaluation: Evaluation, column: Column) -> Cell | None:
     """Our number and its interval; None where it is not known."""
     numbers = evaluation.numbers
     group = numbers.overall if column.task in ("", "mean") else numbers.tasks.get(column.task, {})
-    number: Number | None = group.get(column.metric)
+    return cell_with_interval(group.get(column.metric))
+
+
+def cell_with_interval(number: Number | None) -> Cell | None:
+    """The number in percent and its interval."""
     if number is None:
         return None
     return Cell(f"{100 * number.value:.1f}", f"{100 * number.low:.1f}-{100 * number.high:.1f}")
@@ -93,7 +98,7 @@ def published_cell(row: PublishedRow, column: Column) -> Cell | None:
 
 
 def rows_beside(report: RunReport) -> tuple[tuple[PublishedRow, ...], tuple[str, ...]]:
-    """The published rows to show beside the report's, training-free ones first, and what to know about them."""
+    """The published rows to show beside the report's, training-free first; what to know about them."""
     backbone = backbone_of(report.lineup)
     rows, warnings = beside(report.dataset, backbone or PAPERS_BACKBONE)
     if rows and backbone is None:
