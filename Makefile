@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format train-demo clean
+.PHONY: help demo test test-all lint format train-demo ablation clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ format: $(READY)  ## let ruff rewrite the code
 
 train-demo: $(READY)  ## train the demo networks from scratch (under an hour on two cores)
 	$(BIN)/tercet-train demo
+
+ablation: $(READY)  ## every way to compose a query, on the synthetic world, by kind of modification; writes the README's table
+	$(BIN)/python -m tercet_training.ablation
 
 clean:  ## remove what was built: environment, exports, demo output
 	rm -rf .venv build demo_output *.egg-info client/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The ablation of the method on the synthetic world: every composition, by kind of modification."""
