@@ -1,8 +1,12 @@
 """Every data set, read from a miniature in its official layout: what it gives, and what it refuses."""
 
+import contextlib
 import json
+import random
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -345,6 +349,7 @@ DAMAGE = [
     ("coco", COCO, lambda c: c["images"][0].update(file_name="/a.jpg"), "names '/a.jpg'"),
     ("coco", COCO, lambda c: c | {"categories": 3}, "field 'categories' must be of type list"),
     ("world", "queries.json", lambda c: c.update(version=2), "must have the format tercet-world 1"),
+    ("world", "queries.json", lambda c: c.update(pictures=10**20), "field 'pictures' must be from 1 to"),
     ("world", "queries.json", lambda c: c["queries"][5].update(targets=[]), "entry 5 has no targets"),
     (
         "world",
@@ -366,6 +371,55 @@ def test_entries_that_are_not_as_published_are_named(
     check = check_dataset(name, small.root, **small.options)
     assert not check.complete
     assert "UNUSABLE" in str(check)
+
+
+SOMETHING_ELSE = (
+    *(None, True, -1, 0, 7, 10**20, 1.5, float("nan"), "", "x", "..", "../a", "/a", "\0", "dev/../a"),
+    *([], {}, [1], ["a"], [None], [[1]], {"a": 1}, {"size": [64, 64], "counts": "0"}),
+)
+
+
+def places(content: object, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where the values of a JSON file are; of a list the first six."""
+    yield place
+    inner = content.items() if isinstance(content, dict) else []
+    if isinstance(content, list):
+        inner = enumerate(content[:6])
+    for key, value in inner:
+        yield from places(value, (*place, key))
+
+
+@pytest.mark.parametrize("name", [name for name in DATASETS if name != "imagenet-r"])  # which has no JSON
+def test_whatever_the_annotations_say_nothing_leaves_the_folder(copy_of: Miniatures, name: str) -> None:
+    """Any value exchanged for any other: the data set loads, or a DatasetError says why not."""
+    small = copy_of(name)
+    dice = random.Random(1)
+    for path in sorted(small.root.rglob("*.json")):
+        kept = path.read_text()
+        everywhere = list(places(json.loads(kept)))[1:]
+        for _ in range(30):
+            content = inner = json.loads(kept)
+            *way, last = dice.choice(everywhere)
+            for key in way:
+                inner = inner[key]
+            inner[last] = dice.choice(SOMETHING_ELSE)
+            path.write_text(json.dumps(content))
+            for split in small.parts:
+                with contextlib.suppress(DatasetError):
+                    dataset = load_dataset(name, small.root, split, **small.options)
+                    for source in dataset.pictures.values():
+                        assert small.root in source.path.parents
+                        assert ".." not in source.path.parts
+        path.write_text(kept)
+
+
+def test_nothing_here_needs_torch_or_an_extra() -> None:
+    script = (
+        "import sys, tercet.evaluation.datasets, tests.evaluation.miniatures; "
+        "print({'torch', 'pyarrow', 'matplotlib', 'httpx', 'jinja2', 'pycocotools'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
 
 
 def test_lines_of_imagenet_r_that_are_not_as_published_are_named(copy_of: Miniatures) -> None:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tercet.evaluation.datasets import load_dataset
 from tercet.evaluation.datasets.coco import (
     PaintedRegion,
     SqueezedRegion,
+    digest_of,
     draw_regions,
     read_regions,
     write_regions,
@@ -98,6 +101,8 @@ def test_regions_cut_here_equal_those_of_pic2words_files(miniature: Callable[...
         assert isinstance(theirs.treatment, SqueezedRegion)
         assert ours.treatment.box == theirs.treatment.box
         assert ours.encoded() == theirs.encoded()
+    digests = {re.search("digest ([0-9a-f]{12})", dataset.protocol) for dataset in (drawn, listed)}
+    assert len({found and found[1] for found in digests} - {None}) == 1
 
 
 def test_painted_region_is_the_object_on_white_squeezed() -> None:
@@ -157,6 +162,8 @@ def test_draw_depends_on_seed_and_ids_alone(tmp_path: Path) -> None:
         assert region.annotation == expected
         assert draw_regions(turned, seed)[0].annotation == expected
         drawn[expected] += 1
+        assert digest_of(draw_regions(path, seed)) == digest_of([region])
+        assert digest_of([region]) != digest_of([replace(region, query_class="another")])
     assert min(drawn.values()) > 25  # of 50 expected: each has its chance
 
 

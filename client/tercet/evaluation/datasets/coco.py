@@ -8,6 +8,7 @@ has other queries; here the draw follows from a seed. Its lists are read, too.
 import csv
 import hashlib
 import io
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ PROTOCOL = (
     "The query is an object's box with all outside of its mask painted white, squeezed to a square, and the "
     "classes in its picture; the target is that picture; the gallery is the pictures of all queries. "
 )
-DRAWN = "One object of each picture is drawn with seed {seed} (by the SHA-256 of seed and annotation id)."
-LISTED = "The objects are those of coco_eval.csv, which is an unseeded draw: name the file with the numbers."
+DRAWN = "One object of each picture is drawn with seed {seed} (by the SHA-256 of seed and annotation id; "
+LISTED = "The objects are those of Pic2Word's coco_eval.csv, an unseeded draw ("
+DIGEST = "the list of objects has the digest {digest})."
 METRICS = tuple(Metric(f"recall@{k}", "recall", k) for k in (1, 5, 10))
 BASES = ("", "coco/", "COCO/")
 SIDE = 224
@@ -130,7 +132,8 @@ def load(root: Path, split: str, regions: str, seed: int) -> Dataset:
             )
         )
     task = Task("coco", tie_order(query.targets[0] for query in queries), tuple(queries))
-    protocol = PROTOCOL + (DRAWN.format(seed=seed) if regions == "drawn" else LISTED)
+    draw = DRAWN.format(seed=seed) if regions == "drawn" else LISTED
+    protocol = PROTOCOL + draw + DIGEST.format(digest=digest_of(chosen))
     return Dataset("coco", split, protocol, pictures, (task,), METRICS)
 
 
@@ -240,6 +243,12 @@ def read_regions(path: Path) -> list[Region]:
     if not regions:
         raise DatasetError(f"{path} has no rows; write it again")
     return regions
+
+
+def digest_of(regions: Iterable[Region]) -> str:
+    """Twelve hexadecimal digits that two lists of regions share only if they ask the same."""
+    rows = [[region.file_name, region.box, region.query_class, region.others] for region in regions]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
 
 
 def write_regions(path: Path, regions: Iterable[Region]) -> None:

@@ -2,7 +2,8 @@
 
 Protocol of XiaoxiaoGuo/fashion-iq and miccunifi/SEARLE, src/validate.py: validation split, a gallery for each
 category, the reference stays in it. Two galleries are in use and must not be mixed: the pictures of the split
-file ("original"), or only those that queries speak of ("val"), which is smaller and inflates the numbers.
+file ("original"), or only those that queries speak of ("val"), which is smaller and inflates the numbers. A
+picture that a split file repeats is in the gallery once.
 """
 
 from collections.abc import Iterable

@@ -20,6 +20,9 @@ FORMAT = "tercet-world"
 VERSION = 1
 QUERIES = "queries.json"
 IMAGES = "images"
+LARGEST = 1_000_000
+"""Pictures of a world; more is a mistake."""
+
 PROTOCOL = (
     "The gallery is every picture of the world, the query's reference removed; recall counts a query as "
     "found where any of its targets is."
@@ -47,10 +50,11 @@ def load(root: Path, split: str) -> Dataset:
         raise DatasetError(
             f"{path} must have the format {FORMAT} {VERSION}; write it with `tercet-train world`"
         )
-    pictures = {
-        picture_name(number): PictureSource(root / IMAGES / f"{picture_name(number)}.jpg")
-        for number in range(field(content, "pictures", int, where))
-    }
+    count = field(content, "pictures", int, where)
+    if not 0 < count <= LARGEST:
+        raise DatasetError(f"{where}: field 'pictures' must be from 1 to {LARGEST:,}, not {count}")
+    names = [picture_name(number) for number in range(count)]
+    pictures = {name: PictureSource(root / IMAGES / f"{name}.jpg") for name in names}
     queries = []
     for number, entry in enumerate(list_field(content, "queries", dict, where)):
         place = f"{path}, queries, entry {number}"
