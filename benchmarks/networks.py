@@ -102,7 +102,9 @@ def measure(name: str) -> dict[str, Any]:
             seconds.append(time.perf_counter() - started)
         del session
         with quiet(), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            loaded.graph(*(torch.from_numpy(inputs[tensor.name]) for tensor in role.inputs))
+            # The export of a large network leaves it without weights: on the meta device.
+            device = next(loaded.graph.parameters()).device
+            loaded.graph(*(torch.from_numpy(inputs[tensor.name]).to(device) for tensor in role.inputs))
     side = next((loaded.sizes[key] for key in ("S", "V", "P") if key in loaded.sizes), None)
     return {
         "network": name,
