@@ -258,8 +258,10 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     rows = numbered(task)
     with pytest.raises(InputError, match="2 vectors for 3 queries"):
         rank(task, vectors[:2], gallery, rows)
-    with pytest.raises(InputError, match="a scoring where M is not 1"):
+    with pytest.raises(InputError, match=r"its scoring takes \[1, 8\]"):
         rank(task, unit(generator, 3, 2, 8), gallery, rows)
+    with pytest.raises(InputError, match=r"its scoring takes \[2, 8\]"):
+        rank(task, vectors, gallery, rows, scorings=[Product()] * 3)
     with pytest.raises(InputError, match="top is 0"):
         rank(task, vectors, gallery, rows, top=0)
     with pytest.raises(DatasetError, match="'9', which has no embedding"):

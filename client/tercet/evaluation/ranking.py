@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tercet.compositions.scoring import Scoring
+from tercet.compositions.scoring import Linear, Scoring
 from tercet.errors import DatasetError, InputError
 from tercet.evaluation.values import Query, Ranking, Task
 
@@ -33,7 +33,7 @@ CANDIDATES_AT_ONCE, VECTORS_AT_ONCE = 8192, 1024
 
 def rank(
     task: Task,
-    vectors: Sequence[NDArray[np.float32]],
+    vectors: Sequence[NDArray[np.float32]] | NDArray[np.float32],
     gallery: NDArray[np.float32],
     rows: Mapping[str, int],
     *,
@@ -49,7 +49,7 @@ def rank(
         gallery: unit vectors of pictures, f32 [N, D]; may be memory-mapped.
         rows: the row of each picture of the task in `gallery`.
         scorings: per query how its M scores are combined, each candidate's by themselves, rising or falling
-            with each similarity, and no more than a thousand times as fast; None where M is 1.
+            with each similarity, and no more than a thousand times as fast; None is `Linear`, for M = 1.
         exclude: per query rows of `gallery` that are not candidates, besides the reference where
             `task.exclude_reference` says so.
         top: how many of the best to return.
@@ -124,12 +124,14 @@ class _Contest:
         excluded: set[int],
         depth: int,
     ) -> None:
-        self.query, self.scoring, self.depth = query, scoring, depth
+        self.query, self.depth = query, depth
+        self.scoring = None if isinstance(scoring, Linear) else scoring
         vectors = np.asarray(vectors)
-        if vectors.ndim != 2 or len(vectors) == 0 or (scoring is None and len(vectors) != 1):
+        wanted = 1 if scoring is None else scoring.vectors
+        if vectors.ndim != 2 or len(vectors) != wanted:
             raise InputError(
-                f"query {query.name} has vectors of shape {vectors.shape}; give [M, D], and a scoring where "
-                "M is not 1"
+                f"query {query.name} has vectors of shape {vectors.shape}; its scoring takes "
+                f"[{wanted}, {gallery.shape[1]}]"
             )
         _check_unit(vectors, gallery.shape[1], f"query {query.name}")
         self.vectors = vectors
@@ -137,9 +139,9 @@ class _Contest:
         self._excluded = np.empty(0, np.int64)  # places
         self.best = np.empty(0, np.int64)
         self.best_scores = np.empty(0)
-        # Targets that are candidates: where in Query.targets, their row in the gallery, place among the
-        # candidates and score; how many rank before each.
         self._gallery, self._rows = gallery, rows
+        # Of each target that is a candidate: its number in Query.targets, place among the candidates and
+        # score; and how many rank before it.
         self._targets: list[tuple[int, int, float]] = []
         self._before: list[int] = []
         self.target_ranks = np.full(len(query.targets), np.inf)
