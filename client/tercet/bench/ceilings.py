@@ -14,7 +14,7 @@ from typing import Any
 from tercet.bench.server import Step
 from tercet.errors import InputError
 
-__all__ = ["SEARCH", "Ceiling", "ceiling_of", "read_ceilings", "write_ceilings"]
+__all__ = ["DECODER", "SEARCH", "Ceiling", "ceiling_of", "read_ceilings", "write_ceilings"]
 
 FORMAT = 1
 SEARCH = "search"
@@ -26,7 +26,7 @@ class Ceiling:
     """How many pictures, texts or queries a second one step does with one engine, at its best setting.
 
     `outputs` are those of `decode_image` that were made. `sessions` work at once, each on `threads` threads,
-    on `batch` rows.
+    on `batch` rows. `size` is the gallery that was searched; a search takes time in proportion to it.
     """
 
     step: str
@@ -36,18 +36,19 @@ class Ceiling:
     sessions: int = 1
     threads: int = 1
     outputs: tuple[str, ...] = ()
+    size: int = 0
 
 
-def ceiling_of(steps: Iterable[Step], rows: Sequence[Ceiling], search: bool = False) -> float | None:
-    """The ceiling of a target that consists of `steps` (and of a search): a second's worth of answers.
+def ceiling_of(steps: Iterable[Step], rows: Sequence[Ceiling], gallery: int = 0) -> float | None:
+    """The ceiling of a target that consists of `steps`, and of a search where there is a gallery: per second.
 
     None where a network's, the decoder's or the search's own is not among `rows`.
     """
     seconds = 0.0
     wanted = [(step.model, step.outputs) for step in steps if step.network or step.model == DECODER]
-    for model, outputs in [*wanted, *([(SEARCH, frozenset[str]())] if search else [])]:
+    for model, outputs in [*wanted, *([(SEARCH, frozenset[str]())] if gallery else [])]:
         rates = [
-            row.per_second
+            row.per_second * row.size / gallery if model == SEARCH else row.per_second
             for row in rows
             if row.step == model and (model != DECODER or frozenset(row.outputs) == outputs)
         ]

@@ -72,6 +72,17 @@ def _draw_latency(axes: "Axes", points: Sequence[Point], colours: dict[str, str]
             markersize=4,
             label=f"{name}, so many at once",
         )
+    unsettled = [point for point in points if point.latency and point.status != "stable"]
+    if unsettled:
+        axes.scatter(
+            [point.throughput for point in unsettled],
+            [point.latency.p50 for point in unsettled if point.latency],
+            s=90,
+            facecolors="none",
+            edgecolors=INK,
+            linewidths=0.8,
+            label="not stable",
+        )
     for point in closed:
         place = (point.throughput, point.latency.p50 if point.latency else 0)
         axes.annotate(
@@ -93,6 +104,7 @@ def _draw_latency(axes: "Axes", points: Sequence[Point], colours: dict[str, str]
             fontsize=8, ha="right", va="top", color=INK,
         )  # fmt: skip
     axes.set_yscale("log")
+    axes.margins(x=0.06, y=0.12)
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
@@ -142,11 +154,15 @@ def _draw_batches(axes: "Axes", points: Sequence[Point], colours: dict[str, str]
     models = dict.fromkeys(stage.model for point in points for stage in point.stages)
     models.pop("search", None)
     for model in models:
-        batches = [
-            next((stage.batch for stage in point.stages if stage.model == model), float("nan"))
-            for point in points
-        ]
-        axes.plot(range(len(points)), batches, marker="o", markersize=4, color=colours[model], label=model)
+        label = model
+        for mode in ("closed", "open"):  # no line between them: their loads are not of one kind
+            places = [place for place, point in enumerate(points) if point.mode == mode]
+            batches = [
+                next((stage.batch for stage in points[place].stages if stage.model == model), float("nan"))
+                for place in places
+            ]
+            axes.plot(places, batches, marker="o", markersize=4, color=colours[model], label=label)
+            label = ""
     axes.set_xticks(range(len(points)), [_load(point) for point in points], fontsize=8)
     axes.set_xlabel("load", fontsize=9)
     axes.set_ylabel("mean batch", fontsize=9)

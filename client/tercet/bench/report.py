@@ -59,7 +59,13 @@ def point_row(point: Point) -> dict[str, Any]:
 def stage_rows(point: Point) -> list[dict[str, Any]]:
     """The rows of `stages.csv`: what each model spent for each answer, in milliseconds."""
     place = {"target": point.target, "mode": point.mode, "load": f"{point.load:g}"}
-    return [{**place, **asdict(stage)} for stage in point.stages]
+    return [
+        {
+            **place,
+            **{name: round(value, 4) if name != "model" else value for name, value in asdict(stage).items()},
+        }
+        for stage in point.stages
+    ]
 
 
 def write(report: Report, folder: Path) -> list[Path]:

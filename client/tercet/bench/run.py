@@ -69,7 +69,7 @@ def run(
     for model in plan.models:
         most = max([*plan.concurrency, settings.outstanding if plan.rates else 1])
         with closing(_target(model, server.address, plan, inputs, settings, most)) as target:
-            ceiling = _ceiling(server, model, ceilings)
+            ceiling = _ceiling(server, target, ceilings)
             take = partial(_take, server, target, settings, on_progress, ceiling)
             best = 0.0
             for workers in plan.concurrency:
@@ -134,13 +134,13 @@ def _stages_of(server: Server, target: EnsembleTarget | QueryTarget) -> Split:
     """How to split a target's time: an ensemble's steps; for a query whatever it asked, and the search."""
     if isinstance(target, EnsembleTarget):
         steps = [step.model for step in server.steps(target.name)]
-        return partial(stages, models=steps, once=True)
+        return partial(stages, steps, True)
 
     def split(earlier: Reading, later: Reading, answers: int) -> tuple[Stage, ...]:
         models = [name for name in _in_order(server, later) if name not in LOCAL]
         searches, seconds = target.searching()
         search = (Stage("search", 1.0, 1.0, 0.0, 0.0, seconds / searches * 1e3, 0.0),) if searches else ()
-        return stages(earlier, later, models, answers, once=False) + search
+        return stages(models, False, earlier, later, answers) + search
 
     return split
 
@@ -152,10 +152,11 @@ def _in_order(server: Server, models: Iterable[str]) -> list[str]:
     return sorted(plain, key=lambda name: order.index(name) if name in order else len(order))
 
 
-def _ceiling(server: Server, model: str, rows: Sequence[Ceiling]) -> float | None:
-    names = ("caption_foreground", "embed_text") if model == QUERY else (model,)
+def _ceiling(server: Server, target: EnsembleTarget | QueryTarget, rows: Sequence[Ceiling]) -> float | None:
+    gallery = target.gallery if isinstance(target, QueryTarget) else 0
+    names = ("caption_foreground", "embed_text") if gallery else (target.name,)
     steps: list[Step] = [step for name in names for step in server.steps(name)]
-    return ceiling_of(steps, rows, search=model == QUERY)
+    return ceiling_of(steps, rows, gallery)
 
 
 def with_pseudo_tokens(inputs: Inputs, client: Client) -> Inputs:

@@ -120,11 +120,11 @@ class Server:
 
 
 def stages(
+    models: Sequence[str],
+    once: bool,
     earlier: Mapping[str, Counters],
     later: Mapping[str, Counters],
-    models: Sequence[str],
     answers: int,
-    once: bool,
 ) -> tuple[Stage, ...]:
     """What each of `models` spent for each of the `answers` between two readings of the counters.
 
