@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -483,3 +484,16 @@ def test_fashioniq_galleries_are_named_and_differ(miniature: Miniatures) -> None
     for large, small in zip(original.tasks, val.tasks, strict=True):
         assert set(small.gallery) < set(large.gallery)
         assert small.queries == large.queries
+
+
+def test_published_numbers_name_our_splits_tasks_metrics_and_options(miniature: Miniatures) -> None:
+    """Otherwise they would silently not stand beside ours."""
+    rows = json.loads((files("tercet.evaluation") / "published.json").read_text())["rows"]
+    assert {row["dataset"] for row in rows} == set(DATASETS) - {"world"}
+    for row in rows:
+        options = {**miniature(row["dataset"]).options, **row.get("options", {})}
+        dataset = load_dataset(row["dataset"], miniature(row["dataset"]).root, row["split"], **options)
+        by_task = row.get("tasks", {})
+        assert set(by_task) <= {task.name for task in dataset.tasks}
+        named = {name for values in (row["values"], *by_task.values()) for name in values}
+        assert named <= {metric.name for metric in dataset.metrics}
