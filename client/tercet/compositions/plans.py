@@ -33,7 +33,6 @@ from tercet.compositions.scoring import (
     Product,
     Scoring,
     blend,
-    unit,
 )
 from tercet.compositions.settings import Settings
 from tercet.messages import Background, Caption
@@ -318,4 +317,4 @@ def _query(
     vectors: Vector, scoring: Scoring, *compositions: Composition, notes: tuple[str, ...] = ()
 ) -> ComposedQuery:
     texts = tuple(composition.text for composition in compositions if composition.text)
-    return ComposedQuery(unit(vectors), scoring, compositions[0], texts=texts, notes=notes)
+    return ComposedQuery(vectors, scoring, compositions[0], texts=texts, notes=notes)

@@ -150,6 +150,15 @@ def unit(vector: NDArray[Any]) -> Vector:
 
 
 def blend(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
-    """The unit vector along the weighted sum of `vectors`, f32 [D]: the blend of their cosines as scores."""
+    """The unit vector along the weighted sum of `vectors`, f32 [D]: the blend of their cosines as scores.
+
+    Where only one has a weight, it is returned as it is, to the bit.
+
+    Raises:
+        InputError: the sum has no direction.
+    """
+    weighed = [vector for vector, weight in zip(vectors, weights, strict=True) if weight]
+    if len(weighed) == 1:
+        return weighed[0]
     total = sum(weight * vector.astype(np.float64) for vector, weight in zip(vectors, weights, strict=True))
     return unit(np.asarray(total))
