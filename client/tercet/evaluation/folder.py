@@ -48,6 +48,8 @@ def replacing(folder: Path, old_files: Collection[str] = ()) -> Iterator[Path]:
             f"cannot write {error.filename or folder}: {error.strerror}; make room or allow writing there, "
             "or choose another folder for the report"
         ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def place_of(folder: Path, name: str) -> Path:

@@ -34,7 +34,7 @@ PICTURES = "pictures"
 SIDE = 176
 """Pixels of a thumbnail's longer side."""
 
-SHOWN_ANSWERS = 10
+SHOWN_ANSWERS = 12
 SHOWN_TARGETS = 3
 QUERIES_EACH = 5
 FEWER_QUERIES = 3

@@ -32,7 +32,8 @@ _NAME = r"[\w.-]*(?:api[_-]?key|apikey|token|secret|passwo?rd|passwd|credential|
 _SECRET_NAME = re.compile(rf"(?:^|[_.-])(?:{_NAME}|key)$", re.IGNORECASE)
 # Names that look like secrets and are none: what a model does, not what opens a door.
 _PUBLIC_NAMES = re.compile(
-    r"image_to_token|token_width|token_ids|pseudo_token|tokenizer|end_token|max_tokens", re.I
+    r"(?:start|end|pad|unk|bos|eos|sep|cls|mask|pseudo|image_to)_token|token_width|token_ids|tokenizer|tokens",
+    re.IGNORECASE,
 )
 _PATTERNS = (
     # https://user:password@host/path?key=value: user, password and everything after the question mark.

@@ -32,7 +32,16 @@ from tercet.evaluation.results import (
 )
 from tercet.evaluation.values import Metric, PictureSource
 
-__all__ = ["FORMAT", "Evaluation", "QueryRecord", "RunReport", "make_report", "read_report", "write_report"]
+__all__ = [
+    "FORMAT",
+    "Evaluation",
+    "QueryRecord",
+    "RunReport",
+    "check_folder",
+    "make_report",
+    "read_report",
+    "write_report",
+]
 
 FORMAT, VERSION = "tercet-evaluation", 1
 REPORT, QUERIES = "report.json", "queries.parquet"
@@ -55,7 +64,7 @@ def write_report(
     from tercet.evaluation.plots import as_png, as_svg, draw_report
     from tercet.evaluation.records import write_queries
 
-    old = _old_files(folder)
+    old = check_folder(folder)
     with replacing(folder, old) as new:
         write_queries(new / QUERIES, report)
         figures = draw_report(report)
@@ -125,8 +134,12 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _old_files(folder: Path) -> list[str]:
-    """The files of the report in `folder`; refuses to write over anything else."""
+def check_folder(folder: Path) -> list[str]:
+    """The files of the report that is in `folder` and would be replaced, relative to it.
+
+    Raises:
+        InputError: the folder holds something else than a report under the names that a report has.
+    """
     if place_of(folder, REPORT).exists():
         try:
             return [*_read_json(folder)["files"], REPORT]
