@@ -45,6 +45,9 @@ Plan: TypeAlias = Steps[ComposedQuery]
 NEARLY_PARALLEL = 0.9995
 """|cosine| above which the arc between two vectors is too short, or too ambiguous, to divide by its sine."""
 
+COPY = 1 - 1e-6
+"""What counts as a similarity of 1: a float32 vector of unit length is not quite that similar to itself."""
+
 
 @dataclass(frozen=True, eq=False)
 class Described:
@@ -301,7 +304,7 @@ def _exclude(query: ComposedQuery, settings: Settings) -> Plan:
     if settings.exclude_near_duplicates is None:
         return query
     image = yield from _image()
-    return replace(query, exclusion=Exclusion(image, settings.exclude_near_duplicates))
+    return replace(query, exclusion=Exclusion(image, min(settings.exclude_near_duplicates, COPY)))
 
 
 def _described(query: ComposedQuery, described: Described) -> ComposedQuery:

@@ -14,9 +14,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from tercet.compositions.scoring import ComposedQuery, Linear
 from tercet.errors import IndexDamaged, IndexMismatch, InputError
 from tercet.index import storage
 from tercet.index.build import UNIT_TOLERANCE
+from tercet.index.composed import Contest, scan
 from tercet.index.storage import Catalogue
 
 MARGIN = 32
@@ -28,6 +30,8 @@ PROPOSALS_AT_ONCE = 2**21
 QUERIES_AT_ONCE = 256
 # FAISS's default of 16 loses much recall, the more as queries made of text lie outside the pictures' cloud.
 GRAPH_SEARCH_EFFORT = 128
+GRAPH_PROPOSALS = 1000
+"""Candidates, at least, that the graph proposes for each vector of a query that is scored by several."""
 
 
 class GalleryIndex:
@@ -148,16 +152,7 @@ class GalleryIndex:
             IndexMismatch: queries of another dimension.
         """
         queries = self._checked(embeddings)
-        if k < 1:
-            raise InputError(f"k is {k}; ask for at least 1 picture")
-        if exclude is not None and len(exclude) != len(queries):
-            raise InputError(
-                f"exclude has {len(exclude)} entries for {len(queries)} queries; give one per query"
-            )
-        excluded = (
-            [self._excluded(items) for items in exclude] if exclude is not None else [set()] * len(queries)
-        )
-        found = min(k, len(self))
+        found, excluded = self._wanted(len(queries), k, exclude)
         scores = np.full((len(queries), found), -np.inf, np.float32)
         rows = np.full((len(queries), found), -1, np.int64)
         depth = min(found + max(map(len, excluded), default=0), len(self))
@@ -168,6 +163,73 @@ class GalleryIndex:
             count = min(found, len(ranked_rows))
             scores[query, :count], rows[query, :count] = ranked_scores[:count], ranked_rows[:count]
         return scores, rows
+
+    def search_composed(
+        self,
+        queries: Sequence[ComposedQuery],
+        k: int,
+        *,
+        exclude: Sequence[Collection[int | str | os.PathLike[str]]] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the best `k` pictures of each composed query, best first: scores and rows.
+
+        Those that `search` cannot answer are scored exactly over the whole gallery. With a graph it is what
+        the graph proposes for each of their vectors that is scored exactly: a picture that is near none of
+        them is not found. Near-duplicates of the reference (`ComposedQuery.exclusion`) are left out besides
+        `exclude`.
+
+        Args, returns and raises as `search` does; a score is what the query's scoring makes of it.
+        """
+        for number, query in enumerate(queries):
+            if query.vectors.ndim != 2 or len(query.vectors) != query.scoring.vectors:
+                raise InputError(
+                    f"query {number} has vectors of shape {query.vectors.shape}; its scoring takes "
+                    f"[{query.scoring.vectors}, {self.dimension}]"
+                )
+            self._checked(query.vectors)
+            if query.exclusion is not None:
+                self._checked(query.exclusion.reference[None])
+        found, excluded = self._wanted(len(queries), k, exclude)
+        scores = np.full((len(queries), found), -np.inf, np.float32)
+        rows = np.full((len(queries), found), -1, np.int64)
+        plain: list[int] = []
+        contests: dict[int, Contest] = {}
+        for number, query in enumerate(queries):
+            if isinstance(query.scoring, Linear) and query.exclusion is None:
+                plain.append(number)
+            else:
+                contests[number] = Contest(query, found, excluded[number])
+        if plain:
+            embeddings = np.concatenate([queries[number].vectors for number in plain])
+            scores[plain], rows[plain] = self.search(
+                embeddings, k, exclude=[excluded[number] for number in plain]
+            )
+        scan([contest for contest in contests.values() if not self._rank_proposed(contest)], self._blocks)
+        for number, contest in contests.items():
+            scores[number, : len(contest.rows)] = contest.scores
+            rows[number, : len(contest.rows)] = contest.rows
+        return scores, rows
+
+    def _rank_proposed(self, contest: Contest) -> bool:
+        """Rank what the graph proposes for the contest's vectors; False where it proposes too few."""
+        depth = max(GRAPH_PROPOSALS, 4 * contest.k)
+        if self._graph is None or depth >= len(self):
+            return False
+        effort = faiss.SearchParametersHNSW(efSearch=2 * depth)  # type: ignore[attr-defined]
+        _, proposals = self._graph.search(contest.vectors, depth, params=effort)
+        rows = np.unique(proposals[proposals >= 0])
+        return contest.rank(rows, self.vectors(rows))
+
+    def _wanted(
+        self, count: int, k: int, exclude: Sequence[Collection[int | str | os.PathLike[str]]] | None
+    ) -> tuple[int, list[set[int]]]:
+        """How many pictures a query can find, and the rows that each leaves out."""
+        if k < 1:
+            raise InputError(f"k is {k}; ask for at least 1 picture")
+        if exclude is not None and len(exclude) != count:
+            raise InputError(f"exclude has {len(exclude)} entries for {count} queries; give one per query")
+        excluded = [self._excluded(items) for items in exclude] if exclude is not None else [set()] * count
+        return min(k, len(self)), excluded
 
     def _checked(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         queries = np.ascontiguousarray(embeddings, dtype=np.float32)
