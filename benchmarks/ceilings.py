@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -161,7 +161,7 @@ def decoding(
     row = Ceiling(DECODER, "threads", 0.0, 1, processors(), 1, outputs)
     decode = Decoder(repository, manifest, outputs)
     threaded = calls_per_second(decode, processors(), seconds)
-    # Forked: the child has the decoder and the files already.
+    # Forked: the children have the code and the files already.
     with multiprocessing.get_context("fork").Pool(processors()) as pool:
         each = [pool.apply_async(_decode_for, (decode, seconds)) for _ in range(processors())]
         forked = sum(result.get() for result in each)
@@ -169,12 +169,18 @@ def decoding(
     return replace(row, engine=f"Pillow, {best}", per_second=max(threaded, forked))
 
 
+@cache
+def pictures() -> list[bytes]:
+    """The files to decode, made once; a forked process has them, too."""
+    return make_pictures()
+
+
 class Decoder:
     """Decodes one of the pictures after another; can be handed to another process."""
 
     def __init__(self, repository: Path, manifest: Mapping[str, Any], outputs: tuple[str, ...]) -> None:
         self._given = repository, manifest, outputs
-        self._files = make_pictures()
+        self._files = pictures()
         self._next = 0
         self._prepare = python_model(repository, DECODER, "geometry").prepare
         self._geometries = geometries(repository, manifest)
@@ -209,7 +215,7 @@ def tensors(repository: Path, manifest: Mapping[str, Any]) -> Feed:
     known = geometries(repository, manifest)
     wanted = [*known, *(["view_box"] if "view" in known else [])]
     prepare = python_model(repository, DECODER, "geometry").prepare
-    made: Feed = dict(prepare(make_pictures(), wanted, known))
+    made: Feed = dict(prepare(pictures(), wanted, known))
     if "view" in made:
         made["foreground"] = made["view"]
     if (repository / "tokenize_text" / "1" / "tokenizer.json").exists():

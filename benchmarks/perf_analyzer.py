@@ -2,9 +2,9 @@
 
     python -m benchmarks.perf_analyzer docs/perf_analyzer.csv [--server HOST:PORT | --repository FOLDER]
 
-The wheel `tritonclient==2.41.0` carries perf_analyzer, which newer ones do not. It is fetched by pip into a
-cache folder and unpacked there, never installed: the client of this project is a newer one. Two libraries that
-the binary wants are in the nvidia-pytriton wheel, under names of their own.
+The wheel `tritonclient==2.41.0` carries perf_analyzer, which newer ones do not. It is fetched by pip into
+a cache folder and unpacked there, never installed: the client of this project is a newer one. Two libraries
+that the binary wants are in the nvidia-pytriton wheel, under names of their own.
 
 Both send the same texts and JPEG files over gRPC, in turns (ours, theirs, ours, ...), so that whatever else
 the machine does disturbs both alike. The CSV has a row for each turn; the ratios are of medians.
