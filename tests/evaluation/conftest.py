@@ -1,10 +1,13 @@
 """Miniatures of the data sets, written once for all tests; read-only."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tercet import cli
+from tests.evaluation.command import Run
 from tests.evaluation.miniatures import MINIATURES, Miniature
 
 
@@ -21,3 +24,18 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Miniatu
         return written[name, layout]
 
     return of
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in the test's folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tercet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(left.value.code or 0), captured.out, captured.err
+
+    return run
