@@ -7,7 +7,7 @@ import typer
 from tercet.cli.bench import bench
 from tercet.cli.caption import caption
 from tercet.cli.console import printable
-from tercet.cli.evaluate import app as evaluate
+from tercet.cli.evaluate import app as evaluate_app
 from tercet.cli.index import index
 from tercet.cli.search import search
 from tercet.cli.serve import serve
@@ -27,7 +27,7 @@ A search needs a server (`tercet serve`) and an index (`tercet index`).
 )
 for command in (serve, index, search, caption, templates, bench):
     app.command()(command)
-app.add_typer(evaluate, name="evaluate")
+app.add_typer(evaluate_app, name="evaluate")
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ def choose(words: str, dataset: str) -> Chosen:
         InputError: no such composition, or a setting that it does not read or that is out of its range.
     """
     try:
-        name, *given = shlex.split(words)
+        name, *given = shlex.split(words) or [""]
     except ValueError as error:
         raise InputError(f"composition {words!r} cannot be read: {error}; close the quote") from error
     overrides: dict[str, Value] = {}
