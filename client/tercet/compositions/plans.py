@@ -109,9 +109,8 @@ def plan_rewritten(modification: str, settings: Settings, limit: int) -> Plan:
 
 def plan_image(modification: str, settings: Settings, limit: int) -> Plan:
     """The reference's embedding alone: the baseline that does not read the modification."""
-    check_text(modification, "modification")
+    nothing = _nothing(modification)
     image = yield from _image()
-    nothing = Composition("", "", modification.strip(), "", caption_cut=False)
     return (yield from _exclude(_query(image[None], Linear(), nothing), settings))
 
 
@@ -142,30 +141,27 @@ def plan_product(modification: str, settings: Settings, limit: int) -> Plan:
 
 def plan_blend(modification: str, settings: Settings, limit: int) -> Plan:
     """The weighted sum of similarities to caption fusion, Pic2Word's prompt, reference and modification."""
+    nothing = _nothing(modification)
     described = Described()
-    compositions: list[Composition] = []
-    vectors: list[Vector] = []
+    fused: list[Fused] = []
     weights: list[float] = []
-
-    def add(part: Fused | Vector, weight: float) -> None:
-        vectors.append(part.embedding if isinstance(part, Fused) else part)
-        weights.append(weight)
-        if isinstance(part, Fused):
-            compositions.append(part.composition)
-
     if settings.caption_weight:
         described = yield from _describe(modification, settings)
         captions = [caption.text for caption in described.captions]
-        for part in (yield from _fuse_all(captions, modification, settings.template, limit)):
-            add(part, settings.caption_weight / len(described.captions))
+        fused += yield from _fuse_all(captions, modification, settings.template, limit)
+        weights += [settings.caption_weight / len(captions)] * len(captions)
     if settings.pic2word_weight:
-        add((yield from _fuse("", modification, settings.pic2word_template, limit)), settings.pic2word_weight)
+        fused.append((yield from _fuse("", modification, settings.pic2word_template, limit)))
+        weights.append(settings.pic2word_weight)
     if settings.text_weight:
-        add((yield from _fuse("", modification, "modification", limit)), settings.text_weight)
+        fused.append((yield from _fuse("", modification, "modification", limit)))
+        weights.append(settings.text_weight)
+    vectors = [part.embedding for part in fused]
     if settings.image_weight:
-        add((yield from _image()), settings.image_weight)
-    nothing = Composition("", "", modification.strip(), "", caption_cut=False)
-    made = _query(blend(vectors, weights)[None], Linear(), *(compositions or [nothing]))
+        vectors.append((yield from _image()))
+        weights.append(settings.image_weight)
+    compositions = [part.composition for part in fused] or [nothing]
+    made = _query(blend(vectors, weights)[None], Linear(), *compositions)
     return (yield from _exclude(_described(made, described), settings))
 
 
@@ -212,6 +208,8 @@ def _image() -> Steps[Vector]:
 
 
 def _embed(texts: Sequence[str], pseudo_token: bool = False) -> Steps[list[EmbeddedText]]:
+    if pseudo_token:
+        yield [PseudoTokenNeed()]
     answers = yield [TextNeed(text, pseudo_token) for text in texts]
     embedded = [answer for answer in answers if isinstance(answer, EmbeddedText)]
     assert len(embedded) == len(texts)
@@ -223,21 +221,20 @@ def _fuse(caption: str, modification: str, template: str, limit: int) -> Steps[F
     pseudo_token = needs_pseudo_token(template)
     steps = composing(caption, modification, template=template, limit=limit)
     embedded: dict[str, Vector] = {}
+
+    def embed(texts: Sequence[str]) -> Steps[list[int]]:
+        answers = yield from _embed(texts, pseudo_token)
+        embedded.update((text, answer.embedding) for text, answer in zip(texts, answers, strict=True))
+        return [answer.tokens for answer in answers]
+
     try:
         texts = next(steps)
         while True:
-            if pseudo_token and not embedded:
-                yield [PseudoTokenNeed()]
-            answers = yield from _embed(texts, pseudo_token)
-            embedded |= {text: answer.embedding for text, answer in zip(texts, answers, strict=True)}
-            texts = steps.send([answer.tokens for answer in answers])
+            texts = steps.send((yield from embed(texts)))
     except StopIteration as done:
         composition: Composition = done.value
     if composition.text not in embedded:
-        if pseudo_token and not embedded:
-            yield [PseudoTokenNeed()]
-        (answer,) = yield from _embed([composition.text], pseudo_token)
-        embedded[composition.text] = answer.embedding
+        yield from embed([composition.text])
     return Fused(composition, embedded[composition.text])
 
 
@@ -314,6 +311,11 @@ def _described(query: ComposedQuery, described: Described) -> ComposedQuery:
         background=described.background,
         background_reason=described.reason,
     )
+
+
+def _nothing(modification: str) -> Composition:
+    """What a query is made of that embeds no text."""
+    return Composition("", "", check_text(modification, "modification").strip(), "", caption_cut=False)
 
 
 def _query(

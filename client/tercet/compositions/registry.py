@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from tercet.composition import needs_pseudo_token, read_template
+from tercet.composition import check_text, needs_pseudo_token, read_template
 from tercet.compositions import plans
 from tercet.compositions.plans import Plan
+from tercet.compositions.rewrite import read_prompt
 from tercet.compositions.settings import DATASET_DEFAULTS, FIELDS, Settings, Value, parse_value
 from tercet.errors import InputError, LineupError, TextError
 from tercet.lineup import Lineup
@@ -57,10 +58,12 @@ def make_settings(
 ) -> Settings:
     """The settings of a request: Tercet's defaults, then the data set's, then `overrides`.
 
-    Texts are read as the kind that the setting has, as the command line gives them.
+    Texts are read as the kind that the setting has, as the command line gives them. Whoever gives a factor of
+    the increment wants the increment: it need not be switched on, too.
 
     Raises:
-        InputError: no such composition; a setting that it does not read, or out of its range.
+        InputError: no such composition; a setting that it does not read, or out of its range; a factor of the
+            increment beside `increment=False`.
         TextError: a template that cannot be read or does not fit the composition.
     """
     recipe = recipe_of(composition)
@@ -74,6 +77,9 @@ def make_settings(
                 f"it reads {', '.join(recipe.reads)}"
             )
         chosen[name] = parse_value(name, value)
+    factors = [name for name in INCREMENT if name != "increment" and name in (overrides or {})]
+    if factors and not chosen.setdefault("increment", True):
+        raise InputError(f"{factors[0]} is given, but increment is off; leave out one of them")
     if "llm_model" in recipe.reads and not chosen.get("llm_model"):
         # Here, not when asked: a report tells the settings, and a cache goes by them.
         chosen["llm_model"] = os.environ.get("TERCET_LLM_MODEL", "")
@@ -168,10 +174,12 @@ def _check_fused(settings: Settings) -> None:
 
 def _check_rewritten(settings: Settings) -> None:
     _check_template(settings.template, caption=True, pseudo_word=False, whose="rewrite")
+    read_prompt(settings.prompt)
     if not settings.llm_model:
         raise InputError(
             "rewrite needs a language model: set llm_model, or TERCET_LLM_MODEL in the environment"
         )
+    check_text(settings.llm_model, "llm_model")
 
 
 def _check_both(settings: Settings) -> None:

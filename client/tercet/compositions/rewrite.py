@@ -67,13 +67,15 @@ class Rewriter:
             cache: the folder of answers; None: `default_cache()`.
             keep: whether to keep answers on disk, and to use those there.
 
+        What the environment says is looked at when an answer is wanted.
+
         Raises:
-            InputError: `url` is no HTTP address, or has a password in it. What the environment says is looked
-                at when the first answer is wanted.
+            InputError: `url` is no HTTP address, or has a password in it; `key` cannot be sent.
         """
-        self._given = None if url is None else _checked_url(url)
-        self._key = key or os.environ.get("TERCET_LLM_KEY", "")
-        self._cache = (cache or default_cache()) if keep else None
+        self._url = None if url is None else _checked_url(url)
+        self._key = None if key is None else _checked_key(key)
+        self._cache = cache
+        self._keep = keep
         self._lock = threading.Lock()
         self._http: Any = None
 
@@ -84,7 +86,7 @@ class Rewriter:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Rewriter({self._given!r})"
+        return f"Rewriter({self._url!r})"
 
     def close(self) -> None:
         """Disconnect."""
@@ -97,13 +99,14 @@ class Rewriter:
         """The rewritten caption, kept or new; its `failure` says why there is none.
 
         Raises:
-            InputError: no address is known and the answer is not on disk, or the disk refuses.
+            InputError: no address is known and the answer is not on disk; the address or the key that the
+                environment gives cannot be used; the disk refuses.
             TercetError: httpx is not installed.
         """
-        path = None if self._cache is None else self._cache / f"{_digest(need)}.json"
+        path = (self._cache or default_cache()) / f"{_digest(need)}.json" if self._keep else None
         if path is not None and (kept := _read_kept(path)) is not None:
             return Rewritten(kept)
-        url = _checked_url(os.environ.get("TERCET_LLM_URL", "")) if self._given is None else self._given
+        url = _checked_url(os.environ.get("TERCET_LLM_URL", "")) if self._url is None else self._url
         if not url:
             raise InputError(
                 "no language model to ask: set TERCET_LLM_URL to an OpenAI-compatible endpoint, such as "
@@ -126,6 +129,7 @@ class Rewriter:
 
     def _try(self, url: str, need: RewriteNeed, deadline: float) -> tuple[Rewritten, bool]:
         """One request: the answer, and whether to ask again."""
+        client = self._client()
         import httpx
 
         body = {
@@ -136,11 +140,12 @@ class Rewriter:
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
         }
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        key = _checked_key(os.environ.get("TERCET_LLM_KEY", "")) if self._key is None else self._key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         left = max(deadline - time.monotonic(), 0.01)
         late = Rewritten("", f"no answer within {need.seconds:g} s")
         try:
-            with self._client().stream(
+            with client.stream(
                 "POST", f"{url}/chat/completions", json=body, headers=headers, timeout=left
             ) as response:
                 if response.status_code != 200:
@@ -248,18 +253,31 @@ def _checked_url(url: str) -> str:
         return ""
     try:
         parts = urlsplit(url)
-        named = parts.hostname
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        named = None
-    if named is None or parts.scheme not in ("http", "https"):
+        usable = False
+    if not usable:
+        # It is not repeated: whoever takes one variable for another has put the key there.
         raise InputError(
-            "the language model's address is no http:// or https:// address; give one like http://localhost:11434/v1"
+            "the language model's address is no http:// or https:// address; "
+            "give one like http://localhost:11434/v1"
         )
-    if parts.username or parts.password or parts.query:
+    if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(
-            "the language model's address may hold no user, password or query; give the key as TERCET_LLM_KEY"
+            "the language model's address may hold no user, password, query or fragment; give the key as "
+            "TERCET_LLM_KEY"
         )
     return url.rstrip("/")
+
+
+def _checked_key(key: str) -> str:
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(
+            "the language model's key has characters that no header can carry; "
+            "copy it again into TERCET_LLM_KEY"
+        )
+    return key
 
 
 def _digest(need: RewriteNeed) -> str:
