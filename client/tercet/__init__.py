@@ -6,9 +6,11 @@
 from tercet.async_client import AsyncClient
 from tercet.client import Background, Caption, Client, ComposedQuery
 from tercet.composition import DEFAULT_TEMPLATE, TEMPLATES, Composition, compose
+from tercet.compositions import COMPOSITIONS, Settings, make_settings
 from tercet.errors import (
     InferenceError,
     InputError,
+    LineupError,
     ModelMissing,
     PictureError,
     RequestTimeout,
@@ -22,6 +24,7 @@ from tercet.lineup import Lineup
 from tercet.pictures import Picture
 
 __all__ = [
+    "COMPOSITIONS",
     "DEFAULT_TEMPLATE",
     "TEMPLATES",
     "AsyncClient",
@@ -33,6 +36,7 @@ __all__ = [
     "InferenceError",
     "InputError",
     "Lineup",
+    "LineupError",
     "ModelMissing",
     "Picture",
     "PictureError",
@@ -40,7 +44,9 @@ __all__ = [
     "ServerError",
     "ServerOverloaded",
     "ServerUnreachable",
+    "Settings",
     "TercetError",
     "TextError",
     "compose",
+    "make_settings",
 ]

@@ -1,25 +1,34 @@
 """The command line: what it prints where, and its exit codes."""
 
+import io
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tercet import cli
 from tercet.cli import console
+from tercet.compositions import COMPOSITIONS
+from tercet.compositions.settings import FIELDS, range_of
 from tercet.errors import ServerUnreachable
+from tercet.index import GalleryIndex
 from tests.client.gallery_kit import CountingClient, write_pictures
 
 Run = Callable[..., tuple[int, str, str]]
+
+BOTH = ["search", "gallery.tercet", "-i", "gallery/part0/0003.png", "-t", "x"]
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Run a command in the test's folder: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TERCET_LLM_MODEL", raising=False)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["tercet", *map(str, arguments)])
@@ -113,6 +122,96 @@ def test_a_cut_caption_is_said(indexed: Path, run: Run) -> None:
     assert "the caption is cut" in output
 
 
+def test_a_search_composes_as_it_is_told(indexed: Path, run: Run) -> None:
+    asked = ("search", "gallery.tercet", "-i", "gallery/part0/0003.png", "-t", "in blue", "--json")
+    client = CountingClient()
+    index = GalleryIndex.load("gallery.tercet")
+    for name, settings in (
+        ("slerp", {"slerp_alpha": 0.25}),
+        ("product", {"text_floor": -1.0, "image_floor": -0.5}),
+        ("caption", {"increment_negative": 2.0, "exclude_near_duplicates": 1.0}),
+    ):
+        given = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        code, output, errors = run(*asked, "--composition", name, *given)
+        assert (code, errors) == (0, "")
+        answer = json.loads(output)
+        query = client.compose_queries(
+            "gallery/part0/0003.png", "in blue", composition=name, settings=settings
+        )
+        scores, rows = index.search_composed([query], 10)
+        assert [result["path"] for result in answer["results"]] == [
+            str(index.paths[row]) for row in rows[0].tolist()
+        ]
+        assert [result["score"] for result in answer["results"]] == scores[0].tolist()
+        assert answer["composition"] == name
+        assert answer["composed"] == query.composition.text
+        itself = "0003.png" in [Path(result["path"]).name for result in answer["results"]]
+        assert not (name == "caption" and itself)
+
+
+def test_a_search_says_what_was_done_to_the_background(indexed: Path, run: Run) -> None:
+    asked = ("search", "gallery.tercet", "-i", "gallery/part0/0003.png", "-t")
+    _, output, _ = run(*asked, "in blue")
+    assert "Captioned without its background: the modification does not speak of" in output
+    _, output, _ = run(*asked, "in blue, in the same place")
+    assert "Captioned with its background: the modification speaks of the reference" in output
+    assert '"same place"' in output
+    _, output, _ = run(*asked, "in blue, in the same place", "--background", "remove")
+    assert "Captioned without its background: as asked" in output
+    _, output, _ = run(*asked, "in blue", "--background", "keep", "--json")
+    answer = json.loads(output)
+    assert (answer["background"], answer["background_reason"]) == ("keep", "as asked")
+
+
+def test_a_search_says_that_the_language_model_failed(
+    indexed: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        monkeypatch.setenv("TERCET_LLM_URL", f"http://127.0.0.1:{nobody.getsockname()[1]}/v1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(indexed))
+    monkeypatch.setenv("TERCET_LLM_MODEL", "some-model")
+    asked = ("search", "gallery.tercet", "-i", "gallery/part0/0003.png", "-t", "in blue", "-c", "rewrite")
+    code, output, errors = run(*asked)
+    assert (code, errors) == (0, "")
+    assert "Note      caption not rewritten (ConnectError at http://127.0.0.1" in output
+    assert "fused by the template instead" in output
+    _, output, _ = run(*asked, "--json")
+    assert "ConnectError" in json.loads(output)["notes"][0]
+
+
+def test_compositions_are_listed(run: Run) -> None:
+    code, output, _ = run("compositions")
+    assert code == 0
+    lines = output.splitlines()
+    for recipe in COMPOSITIONS.values():
+        place = lines.index(f"{recipe.name}  {recipe.summary}")
+        assert (
+            lines[place + 1].startswith("  needs clip_") or "  needs background_remover" in lines[place + 1]
+        )
+        assert [word.split("=")[0] for word in lines[place + 2].split("reads ")[1].split(", ")] == list(
+            recipe.reads
+        )
+    for name, knob in FIELDS.items():
+        (line,) = [line for line in lines if line.startswith(f"{name} ")]
+        assert range_of(name) in line
+        assert knob.metadata["help"] in line
+    assert "slerp_alpha=0.8" in output
+    assert "increment=off" in output
+    assert max(map(len, lines)) < 300
+
+
+def test_the_list_of_compositions_fits_a_narrow_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = Console(width=80, highlight=False, markup=False, emoji=False, file=io.StringIO())
+    monkeypatch.setattr(sys.modules["tercet.cli.compositions"], "output", lambda: narrow)
+    assert run("compositions")[0] == 0
+    output = narrow.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, output.splitlines())) <= 80
+    for name in FIELDS:
+        assert any(line.startswith(f"{name} ") for line in output.splitlines()), (
+            f"{name} is broken over lines"
+        )
+
+
 def test_text_alone(indexed: Path, run: Run) -> None:
     code, output, _ = run("search", "gallery.tercet", "--text", "a red thing")
     assert code == 0
@@ -158,6 +257,15 @@ def test_templates_are_listed(run: Run) -> None:
         (["search", "gallery.tercet"], 2, "give --image, --text, or both"),
         (["search", "gallery.tercet", "-t", "x", "--exclude-reference"], 2, "needs the reference"),
         (["search", "gallery.tercet", "-t", "x", "-k", "0"], 2, "1"),
+        ([*BOTH, "-c", "no-such"], 1, "there is no composition 'no-such'; there are text, image"),
+        ([*BOTH, "-c", "slerp", "--background", "keep"], 1, "'slerp' does not read 'background'"),
+        ([*BOTH, "--set", "no_such=1"], 1, "does not read 'no_such', and no composition does"),
+        ([*BOTH, "--set", "captions=40"], 1, "captions is 40; it may be a whole number from 1 to 32"),
+        ([*BOTH, "--set", "captions=two"], 1, "captions is 'two'; it may be"),
+        ([*BOTH, "--set", "captions"], 2, "has no value"),
+        ([*BOTH, "--set", "captions=1", "--set", "captions=2"], 2, "given twice"),
+        ([*BOTH, "-c", "rewrite"], 1, "set llm_model, or TERCET_LLM_MODEL"),
+        (["search", "gallery.tercet", "-t", "x", "-c", "text"], 2, "give both --image and"),
         (["index", "nowhere"], 1, "cannot read nowhere"),
         (["index", "-"], 2, "--output"),
         (["index", "gallery", "-o", "gallery"], 1, "gallery is there and is no index"),

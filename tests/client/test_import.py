@@ -16,6 +16,10 @@ HEAVY = (
     "grpc",
     "scipy",
     "pandas",
+    "httpx",
+    "pyarrow",
+    "matplotlib",
+    "jinja2",
 )
 
 

@@ -6,6 +6,7 @@ import typer
 
 from tercet.cli.bench import bench
 from tercet.cli.caption import caption
+from tercet.cli.compositions import compositions
 from tercet.cli.console import printable
 from tercet.cli.evaluate import app as evaluate_app
 from tercet.cli.index import index
@@ -25,7 +26,7 @@ app = typer.Typer(
 A search needs a server (`tercet serve`) and an index (`tercet index`).
 """,
 )
-for command in (serve, index, search, caption, templates, bench):
+for command in (serve, index, search, caption, templates, compositions, bench):
     app.command()(command)
 app.add_typer(evaluate_app, name="evaluate")
 

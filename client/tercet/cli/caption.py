@@ -2,23 +2,32 @@
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tercet.cli.console import DEFAULT_SERVER, ServerOption, connect, printable
-from tercet.cli.search import Background, BackgroundOption
 from tercet.errors import TercetError
+
+
+class Background(StrEnum):
+    """What is captioned."""
+
+    remove = "remove"
+    keep = "keep"
 
 
 def caption(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
-    background: BackgroundOption = Background.remove,
+    background: Annotated[
+        Background, typer.Option(help="Caption the picture's object alone, or the whole picture.")
+    ] = Background.remove,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a picture.")] = False,
     server: ServerOption = DEFAULT_SERVER,
 ) -> None:
-    """Describe pictures in a sentence each, as `tercet search` does with the reference.
+    """Describe pictures in a sentence each, as `tercet search` does with its reference.
 
     Pictures that cannot be read do not keep the others from being described; they make the exit code 1.
 

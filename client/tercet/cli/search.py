@@ -8,30 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tercet.cli.console import DEFAULT_SERVER, ServerOption, connect, output, printable, shown_path
-from tercet.composition import DEFAULT_TEMPLATE
 from tercet.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from tercet.client import Caption, Client
-    from tercet.composition import Composition
+    from tercet.client import Client
+    from tercet.compositions import ComposedQuery
+    from tercet.compositions.settings import Value
     from tercet.index import GalleryIndex
 
 DUPLICATE = 0.9995
 """Cosine similarity from which a picture is the reference itself: a copy or a lossless conversion."""
 
+DONE = {"remove": "without its background", "keep": "with its background"}
+
 
 class Background(StrEnum):
-    """What is captioned."""
+    """What is done to the reference's background before it is captioned."""
 
+    auto = "auto"
     remove = "remove"
     keep = "keep"
-
-
-BackgroundOption = Annotated[
-    Background, typer.Option(help="Caption the reference's object alone, or the whole picture.")
-]
 
 
 def search(
@@ -41,10 +37,34 @@ def search(
         str | None, typer.Option("--text", "-t", help="What to change about it; alone, what to look for.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many pictures to find.")] = 10,
-    background: BackgroundOption = Background.remove,
+    composition: Annotated[
+        str | None,
+        typer.Option(
+            "--composition",
+            "-c",
+            metavar="NAME",
+            help="How picture and text become a query: a name from `tercet compositions`.",
+            show_default="caption",
+        ),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the composition; repeatable."),
+    ] = None,
+    background: Annotated[
+        Background | None,
+        typer.Option(
+            help="The reference's, before it is captioned; auto: removed unless the text speaks of it.",
+            show_default="auto",
+        ),
+    ] = None,
     template: Annotated[
-        str, typer.Option(help="How caption and text are fused: a name from `tercet templates`, or a text.")
-    ] = DEFAULT_TEMPLATE,
+        str | None,
+        typer.Option(
+            help="How caption and text are fused: a name from `tercet templates`, or a text.",
+            show_default="the composition's own",
+        ),
+    ] = None,
     exclude_reference: Annotated[
         bool, typer.Option("--exclude-reference", help="Leave out the reference itself and copies of it.")
     ] = False,
@@ -57,8 +77,9 @@ def search(
 ) -> None:
     """Find the pictures of a gallery that fit a reference picture and a text.
 
-    The reference is captioned without its background, the caption is fused with the text, and the fused text
-    is compared with every picture of the index. With only --image or only --text, that alone is compared.
+    Picture and text become a query in one of several ways. The default, `caption`: the reference is captioned
+    without its background, the caption is fused with the text, and the fused text is compared with every
+    picture of the index. With only --image or only --text, that alone is compared.
 
     **Examples**
 
@@ -67,6 +88,8 @@ def search(
     tercet search photos.tercet -i dress.jpg -t "in blue" -k 20 --exclude-reference --sheet found.png
 
     tercet search photos.tercet -i dress.jpg -t "in blue" --template "{caption}, now {modification}" --json
+
+    tercet search photos.tercet -i dress.jpg -t "in blue" -c slerp --set slerp_alpha=0.7
     """
     from tercet.index import GalleryIndex
 
@@ -74,13 +97,31 @@ def search(
         raise typer.BadParameter("give --image, --text, or both")
     if exclude_reference and image is None:
         raise typer.BadParameter("--exclude-reference needs the reference: give --image")
+    asked = [composition, setting, background, template]
+    if (image is None or text is None) and any(value is not None for value in asked):
+        raise typer.BadParameter(
+            "--composition, --set, --background and --template say how a picture and a text become a query: "
+            "give both --image and --text"
+        )
     with connect(server) as client:
         loaded = GalleryIndex.load(
             index, encoder_fingerprint=client.lineup().encoder_fingerprint, root=gallery
         )
-        caption, composition, embedding = _query(client, image, text, background, template)
         excluded = _copies(client, loaded, image) if exclude_reference and image is not None else []
-    scores, rows = loaded.search(embedding[None], k, exclude=[excluded])
+        query = None
+        if image is not None and text is not None:
+            query = client.compose_queries(
+                image,
+                text,
+                composition=composition or "caption",
+                background=None if background is None else background.value,
+                template=template,
+                settings=_settings(setting or []),
+            )
+            scores, rows = loaded.search_composed([query], k, exclude=[excluded])
+        else:
+            embedding = client.embed_texts(text) if text is not None else client.embed_images(image or "")
+            scores, rows = loaded.search(embedding[None], k, exclude=[excluded])
     results = [
         (loaded.paths[row], score)
         for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True)
@@ -90,9 +131,8 @@ def search(
         answer: dict[str, Any] = {
             "image": None if image is None else str(image),
             "text": text,
-            "caption": caption and caption.text,
-            "composed": composition and composition.text,
-            "caption_cut": composition and composition.caption_cut,
+            "composition": query and (composition or "caption"),
+            **_described(query),
             "excluded": [str(loaded.paths[row]) for row in excluded],
             "results": [
                 {"rank": rank, "score": score, "path": str(path)}
@@ -101,24 +141,23 @@ def search(
         }
         print(json.dumps(answer, indent=1))
     else:
-        _print(results, caption, composition, [loaded.paths[row] for row in excluded])
+        _print(results, query, [loaded.paths[row] for row in excluded])
     if sheet is not None:
-        _draw(sheet, results, image, text, caption, composition)
+        _draw(sheet, results, image, text, query)
         if not as_json:
             print(f"Drawn in {shown_path(sheet)}")
 
 
-def _query(
-    client: "Client", image: Path | None, text: str | None, background: Background, template: str
-) -> "tuple[Caption | None, Composition | None, np.ndarray]":
-    """Caption and composition, where there are any, and the embedding, f32 [D]."""
-    if image is not None and text is not None:
-        query = client.compose_queries(image, text, background=background.value, template=template)
-        return query.caption, query.composition, query.embedding
-    if text is not None:
-        return None, None, client.embed_texts(text)
-    assert image is not None
-    return None, None, client.embed_images(image)
+def _settings(given: list[str]) -> "dict[str, Value]":
+    """What the options --set say, by name."""
+    settings: dict[str, Value] = {}
+    for words in given:
+        name, equals, value = words.partition("=")
+        if not equals or name in settings:
+            what = "is given twice" if equals else "has no value; write NAME=VALUE"
+            raise typer.BadParameter(f"{name!r} {what}", param_hint="--set")
+        settings[name] = value
+    return settings
 
 
 def _copies(client: "Client", index: "GalleryIndex", image: Path) -> list[int]:
@@ -128,19 +167,32 @@ def _copies(client: "Client", index: "GalleryIndex", image: Path) -> list[int]:
     return sorted(rows if own is None else rows | {own})
 
 
-def _print(
-    results: list[tuple[Path, float]],
-    caption: "Caption | None",
-    composition: "Composition | None",
-    excluded: list[Path],
-) -> None:
+def _described(query: "ComposedQuery | None") -> "dict[str, Any]":
+    """How the query came about, for JSON."""
+    caption = query and query.caption
+    return {
+        "caption": caption and caption.text,
+        "composed": query and query.composition.text,
+        "caption_cut": query and query.caption_cut,
+        "background": query and query.background,
+        "background_reason": query and query.background_reason,
+        "notes": list(query.notes) if query else [],
+    }
+
+
+def _print(results: list[tuple[Path, float]], query: "ComposedQuery | None", excluded: list[Path]) -> None:
     from rich.table import Table
 
-    if caption is not None:
-        print(f"Caption   {printable(caption.text)}")
-    if composition is not None:
-        cut = "   (the caption is cut to leave room for the text)" if composition.caption_cut else ""
-        print(f"Composed  {printable(composition.text)}{cut}")
+    if query is not None:
+        if query.caption is not None:
+            print(f"Caption   {printable(query.caption.text)}")
+        if query.composition.text:
+            cut = "   (the caption is cut to leave room for the text)" if query.caption_cut else ""
+            print(f"Composed  {printable(query.composition.text)}{cut}")
+        if query.background is not None:
+            print(f"Captioned {DONE[query.background]}: {printable(query.background_reason)}")
+        for note in query.notes:
+            print(f"Note      {printable(note)}")
     if excluded:
         print(f"Excluded  {', '.join(map(shown_path, excluded))}")
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -157,18 +209,18 @@ def _draw(
     results: list[tuple[Path, float]],
     image: Path | None,
     text: str | None,
-    caption: "Caption | None",
-    composition: "Composition | None",
+    query: "ComposedQuery | None",
 ) -> None:
     from tercet.sheet import SheetRow, draw_sheet
 
+    caption = query.caption if query else None
     row = SheetRow(
         results,
         modification=text or "",
         reference=image,
         foreground=caption.foreground if caption else None,
         caption=caption.text if caption else "",
-        composed=composition.text if composition else "",
+        composed=query.composition.text if query else "",
     )
     try:
         draw_sheet([row], sheet)

@@ -12,11 +12,10 @@ import numpy as np
 from tercet.composition import DEFAULT_TEMPLATE, read_template
 from tercet.errors import InputError
 
-__all__ = ["DATASET_DEFAULTS", "BackgroundChoice", "Settings", "Value", "parse_value"]
+__all__ = ["DATASET_DEFAULTS", "FIELDS", "BackgroundChoice", "Settings", "Value", "parse_value", "range_of"]
 
 BackgroundChoice = Literal["auto", "remove", "keep"]
 Value: TypeAlias = str | int | float | None
-
 
 SWITCH = {
     "on": True,
@@ -48,7 +47,8 @@ class Settings:
         metadata=_about("how caption, modification and * are fused: a name or a text"),
     )
     background: BackgroundChoice = field(
-        default="auto", metadata=_about("of the reference, before it is captioned: auto, remove, keep")
+        default="auto",
+        metadata=_about("of the reference, before it is captioned; auto: kept where the text speaks of it"),
     )
     captions: int = field(
         default=1, metadata=_about("captions, of the whole picture and of random views, averaged", 1, 32)
@@ -100,7 +100,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for knob in dataclasses.fields(self):
-            _check(knob, getattr(self, knob.name))
+            value = getattr(self, knob.name)
+            if not _fits(knob, value):
+                raise InputError(f"{knob.name} is {value!r}; it may be {range_of(knob.name)}")
         read_template(self.template)
         read_template(self.pic2word_template)
 
@@ -108,6 +110,7 @@ class Settings:
 FIELDS: Mapping[str, dataclasses.Field[Any]] = MappingProxyType(
     {knob.name: knob for knob in dataclasses.fields(Settings)}
 )
+"""The knobs by name; `metadata` holds their meaning as "help", and "low" and "high" of a number."""
 
 
 def _seize(negative: float, positive: float) -> dict[str, dict[str, Value]]:
@@ -180,38 +183,37 @@ def parse_value(name: str, value: Value) -> Value:
         return text
     if default is None and text.lower() in ("none", "off", ""):
         return None
-    if isinstance(default, bool):
-        if text.lower() not in SWITCH:
-            raise InputError(f"{name} is {value!r}; it may be on or off")
-        return SWITCH[text.lower()]
-    kind: type[int | float] = int if isinstance(default, int) else float
     try:
-        return kind(text)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise InputError(f"{name} is {value!r}, not {what}; {_range(FIELDS[name])}") from None
+        if isinstance(default, bool):
+            return SWITCH[text.lower()]
+        return int(text) if isinstance(default, int) else float(text)
+    except (KeyError, ValueError):
+        raise InputError(f"{name} is {value!r}; it may be {range_of(name)}") from None
 
 
-def _check(knob: dataclasses.Field[Any], value: Any) -> None:
-    if knob.name == "background":
-        if value not in ("auto", "remove", "keep"):
-            raise InputError(f"background is {value!r}; it may be auto, remove or keep")
-    elif isinstance(knob.default, bool):
-        if not isinstance(value, bool):
-            raise InputError(f"{knob.name} is {value!r}; it may be on (True) or off (False)")
-    elif isinstance(knob.default, str):
-        if not isinstance(value, str):
-            raise InputError(f"{knob.name} is {type(value).__name__}, not a text")
-    elif not (value is None and knob.default is None):
-        whole = isinstance(knob.default, int)
-        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        low, high = knob.metadata["low"], knob.metadata["high"]
-        if not number or not math.isfinite(value) or not low <= value <= high:
-            raise InputError(f"{knob.name} is {value!r}; {_range(knob)}")
-
-
-def _range(knob: dataclasses.Field[Any]) -> str:
-    low, high = knob.metadata["low"], knob.metadata["high"]
+def range_of(name: str) -> str:
+    """What the knob `name` may be, in words."""
+    knob = FIELDS[name]
+    if name == "background":
+        return "auto, remove or keep"
+    if isinstance(knob.default, bool):
+        return "on or off"
+    if isinstance(knob.default, str):
+        return "a text"
     kind = "a whole number" if isinstance(knob.default, int) else "a number"
     none = ", or none" if knob.default is None else ""
-    return f"it may be {kind} from {low} to {high}{none}"
+    return f"{kind} from {knob.metadata['low']} to {knob.metadata['high']}{none}"
+
+
+def _fits(knob: dataclasses.Field[Any], value: Any) -> bool:
+    if knob.name == "background":
+        return value in ("auto", "remove", "keep")
+    if isinstance(knob.default, bool | str):
+        return isinstance(value, type(knob.default))
+    if value is None:
+        return knob.default is None
+    if isinstance(value, bool) or not isinstance(
+        value, int if isinstance(knob.default, int) else int | float
+    ):
+        return False
+    return math.isfinite(value) and knob.metadata["low"] <= value <= knob.metadata["high"]
