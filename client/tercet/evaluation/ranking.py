@@ -125,13 +125,12 @@ class _Contest:
         depth: int,
     ) -> None:
         self.query, self.depth = query, depth
-        self.scoring = None if isinstance(scoring, Linear) else scoring
+        self.scoring = Linear() if scoring is None else scoring
         vectors = np.asarray(vectors)
-        wanted = 1 if scoring is None else scoring.vectors
-        if vectors.ndim != 2 or len(vectors) != wanted:
+        if vectors.ndim != 2 or len(vectors) != self.scoring.vectors:
             raise InputError(
                 f"query {query.name} has vectors of shape {vectors.shape}; its scoring takes "
-                f"[{wanted}, {gallery.shape[1]}]"
+                f"[{self.scoring.vectors}, {gallery.shape[1]}]"
             )
         _check_unit(vectors, gallery.shape[1], f"query {query.name}")
         self.vectors = vectors
@@ -177,32 +176,33 @@ class _Contest:
 
     def see(self, start: int, block: NDArray[np.float64], similarities: NDArray[np.float64]) -> None:
         """Rank candidates `start` and following: f64 [B, D] and their similarities, f64 [M, B]."""
-        scores = self._combine(similarities)
-        absent = self._excluded[(self._excluded >= start) & (self._excluded < start + len(block))]
-        if len(absent):
-            scores = scores.copy()
-            scores[absent - start] = -np.inf
-        full = len(self.best) == self.depth
-        proposed = np.flatnonzero(scores > (self.best_scores[-1] - ROUNDING if full else -np.inf))
+        low, high = self._bounds(similarities)
+        absent = self._excluded[(self._excluded >= start) & (self._excluded < start + len(block))] - start
+        low[absent] = high[absent] = -np.inf
+
+        def settle(numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+            scores = low[numbers]
+            uncertain = np.flatnonzero(scores < high[numbers])
+            scores[uncertain] = self._score(block[numbers[uncertain]])
+            return scores
+
+        # Equal scores rank in the candidates' order: whoever comes later must be better.
+        proposed = np.flatnonzero(high > (self.best_scores[-1] if len(self.best) == self.depth else -np.inf))
         if len(proposed) > self.depth:
-            least = np.partition(scores[proposed], -self.depth)[-self.depth]
-            proposed = proposed[scores[proposed] >= least - ROUNDING]
+            least = np.partition(low[proposed], -self.depth)[-self.depth]
+            proposed = proposed[high[proposed] >= least]
         if len(proposed):
-            # The earlier ones come first, so that a stable sort leaves equal scores in the candidates' order.
-            settled = np.concatenate([self.best_scores, self._settle(proposed, block, similarities)])
-            order = np.argsort(-settled, kind="stable")[: self.depth]
+            scores = np.concatenate([self.best_scores, settle(proposed)])
+            order = np.argsort(-scores, kind="stable")[: self.depth]
             self.best = np.concatenate([self.best, proposed + start])[order]
-            self.best_scores = settled[order]
+            self.best_scores = scores[order]
         for number, (_, place, score) in enumerate(self._targets):
-            above = np.count_nonzero(scores > score + ROUNDING)
+            above = np.count_nonzero(low > score)
             self._before[number] += above
-            if np.count_nonzero(scores >= score - ROUNDING) > above:
-                close = np.flatnonzero(np.abs(scores - score) <= ROUNDING)
-                if len(close) == 1 and close[0] + start == place:
-                    continue
-                settled = self._settle(close, block, similarities)
-                earlier = close + start < place
-                self._before[number] += int(np.sum((settled > score) | ((settled == score) & earlier)))
+            if np.count_nonzero(high >= score) > above:
+                close = np.flatnonzero((low <= score) & (high >= score))
+                scores, earlier = settle(close), close + start < place
+                self._before[number] += np.count_nonzero((scores > score) | ((scores == score) & earlier))
 
     def finish(self) -> None:
         """Every candidate has been seen."""
@@ -212,31 +212,28 @@ class _Contest:
     def _score_rows(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
         return self._score(np.asarray(self._gallery[np.asarray(rows, np.int64)], np.float64))
 
-    def _settle(
-        self, numbers: NDArray[np.int64], block: NDArray[np.float64], similarities: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """What `_score` gives for candidates `numbers` of a block, f64 [n]."""
-        if self.scoring is None or len(numbers) <= 2 ** len(self.vectors):
-            return self._score(block[numbers])
-        # A product gives 0 to all below its floor, maybe half of the gallery. Where rounding the similarities
-        # either way gives one and the same score, that is the score, and need not be calculated again.
+    def _bounds(self, similarities: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What the scores that decide lie between, f64 [B] each, of similarities [M, B]; equal where certain.
+
+        A product gives 0 to all below its floors, maybe most of the gallery: where rounding the similarities
+        either way gives one and the same score, that is the score, and need not be calculated again.
+        """
+        if isinstance(self.scoring, Linear):
+            return similarities[0] - ROUNDING, similarities[0] + ROUNDING
         rounded = [
-            self._combine(similarities[:, numbers] + SIMILARITY_ROUNDING * np.array(signs)[:, None])
-            for signs in itertools.product((-1, 1), repeat=len(self.vectors))
+            self._combine(similarities + SIMILARITY_ROUNDING * np.array(signs)[:, None])
+            for signs in itertools.product((-1, 1), repeat=len(similarities))
         ]
-        settled = rounded[0]
-        uncertain = np.flatnonzero(np.ptp(rounded, axis=0) > 0)
-        settled[uncertain] = self._score(block[numbers[uncertain]])
-        return settled
+        low, high = np.minimum.reduce(rounded), np.maximum.reduce(rounded)
+        width = np.where(low < high, ROUNDING, 0)
+        return low - width, high + width
 
     def _score(self, candidates: NDArray[np.float64]) -> NDArray[np.float64]:
         """The scores [n] that decide, of candidates [n, D]: each depends on its candidate alone."""
         similarities = np.stack([(candidates * vector).sum(axis=1) for vector in self.vectors], axis=1)
-        return self._combine(similarities[:, :, None])[:, 0] if self.scoring else similarities[:, 0]
+        return self._combine(similarities[:, :, None])[:, 0]
 
     def _combine(self, similarities: NDArray[np.float64]) -> NDArray[np.float64]:
-        if self.scoring is None:
-            return similarities[0]
         scores = np.asarray(self.scoring.combine(similarities), np.float64)
         if scores.shape != similarities.shape[:-2] + similarities.shape[-1:] or not np.isfinite(scores).all():
             raise InputError(
