@@ -85,7 +85,7 @@ def make_lineup() -> Lineup:
         precision="fp16",
         onnx_sha256="cd" * 32,
         parameters=1234,
-        options={"arch": "ViT-L-14"},
+        options={"arch": "ViT-L-14-quickgelu"},
         details={"preprocessing": {"size": 224, "kernel": "bicubic"}, "embedding_dimension": 16},
     )
     return Lineup("made-up", "f" * 16, "e" * 16, {"clip_image": role, "clip_text": role}, {"torch": "2.14"})

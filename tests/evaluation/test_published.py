@@ -232,6 +232,14 @@ def test_another_encoder_is_said(report: RunReport) -> None:
     assert "Published numbers are of ViT-L/14; our image encoder is another." in printed(demo, 120)
 
 
+def test_other_weights_of_the_same_architecture_are_said(report: RunReport) -> None:
+    ours = as_if(report, "circo", "test", METRICS["circo"])
+    assert "OpenAI's weights" not in printed(ours, 120)
+    roles = {"clip_image": {"options": {"arch": "ViT-L-14"}}}
+    text = printed(dataclasses.replace(ours, lineup={**ours.lineup, "roles": roles}), 10_000)
+    assert "Published numbers of ViT-L/14 are of OpenAI's weights unless marked; ours are others." in text
+
+
 def test_a_data_set_of_ones_own_has_no_published_rows(report: RunReport) -> None:
     rows, warnings = beside(report.dataset)
     assert (rows, warnings) == ((), ())

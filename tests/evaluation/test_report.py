@@ -44,6 +44,17 @@ def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tercet.evaluation.plots.draw_report", lambda report: {})
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made_up.make(tmp_path_factory.mktemp("few"), {"caption": 0.2}, queries=3, pictures=6)
+
+
+@pytest.fixture(scope="module")
+def small_other(small: Made) -> RunReport:
+    """Another report of the same small data set."""
+    return made_up.make(Path(), {"caption": 0.1}, dataset=small[0], seed=5)[1]
+
+
 def content_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text())
 
@@ -216,10 +227,10 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("when", range(20))
 def test_a_crash_leaves_the_old_report_or_the_new_one_whole(
-    made: Made, other: RunReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int
+    small: Made, small_other: RunReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int
 ) -> None:
     """Killed before the nth change to the disk."""
-    write_report(tmp_path, made[1], made[0].pictures)
+    write_report(tmp_path, small[1], small[0].pictures)
     left = when
 
     def dying(change: Callable[..., Any]) -> Callable[..., Any]:
@@ -237,27 +248,27 @@ def test_a_crash_leaves_the_old_report_or_the_new_one_whole(
             patched.setattr(Path, name, dying(getattr(Path, name)))
         patched.setattr("shutil.rmtree", lambda *_, **__: None)
         try:
-            write_report(tmp_path, other)
+            write_report(tmp_path, small_other)
         except Killed:
             died = True
         else:
             died = False
     read = read_report(tmp_path)
-    assert read in (made[1], other)
+    assert read in (small[1], small_other)
     check_whole(tmp_path, read)
-    assert died or read == other
+    assert died or read == small_other
     # Whoever writes next is not disturbed by what is left over.
-    write_report(tmp_path, made[1], made[0].pictures)
-    check_whole(tmp_path, made[1])
+    write_report(tmp_path, small[1], small[0].pictures)
+    check_whole(tmp_path, small[1])
     assert not (tmp_path / ".finished").exists()
     assert not (tmp_path / ".unfinished").exists()
 
 
 def test_a_crash_is_tried_before_and_after_the_new_report_counts(
-    made: Made, other: RunReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Made, small_other: RunReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed right after the one rename that makes the new report count: readers see the new one."""
-    write_report(tmp_path, made[1], made[0].pictures)
+    write_report(tmp_path, small[1], small[0].pictures)
 
     def killed(*_: object) -> None:
         raise Killed
@@ -265,19 +276,19 @@ def test_a_crash_is_tried_before_and_after_the_new_report_counts(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", killed)
         with pytest.raises(Killed):
-            write_report(tmp_path, other)
-    check_whole(tmp_path, made[1])
+            write_report(tmp_path, small_other)
+    check_whole(tmp_path, small[1])
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", killed)
         with pytest.raises(Killed):
-            write_report(tmp_path, other)
-    check_whole(tmp_path, other)
+            write_report(tmp_path, small_other)
+    check_whole(tmp_path, small_other)
 
 
 def test_a_failure_midway_leaves_the_old_report(
-    made: Made, other: RunReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Made, small_other: RunReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_report(tmp_path, made[1], made[0].pictures)
+    write_report(tmp_path, small[1], small[0].pictures)
     before = files_of(tmp_path)
 
     def full(*_: object, **__: object) -> None:
@@ -285,8 +296,8 @@ def test_a_failure_midway_leaves_the_old_report(
 
     monkeypatch.setattr("tercet.evaluation.page.make_page", full)
     with pytest.raises(InputError, match="cannot write somewhere: No space left on device; make room"):
-        write_report(tmp_path, other)
-    check_whole(tmp_path, made[1])
+        write_report(tmp_path, small_other)
+    check_whole(tmp_path, small[1])
     assert files_of(tmp_path) == before
 
 

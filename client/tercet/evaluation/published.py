@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 
 from tercet.evaluation.results import DatasetFacts
 
-__all__ = ["PublishedRow", "all_published", "backbone_of", "beside", "published_rows"]
+__all__ = [
+    "OPENAI_BACKBONES",
+    "PublishedRow",
+    "all_published",
+    "backbone_of",
+    "beside",
+    "may_be_openai",
+    "published_rows",
+]
 
 TEST_SPLITS = {"cirr": "test1", "circo": "test"}
 """What papers report; other splits of these data sets give other numbers."""
@@ -20,6 +28,10 @@ BACKBONES = {
     "ViT-g-14": "ViT-g/14",
     "ViT-bigG-14": "ViT-G/14",
 }
+
+
+OPENAI_BACKBONES = ("ViT-B/32", "ViT-L/14")
+"""Of these papers mean OpenAI's weights; the larger ones are only OpenCLIP's."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +87,19 @@ def published_rows(dataset: str, split: str, backbone: str | None = None) -> tup
 
 def backbone_of(lineup: Mapping[str, object]) -> str | None:
     """How papers call the lineup's image encoder, from a report's lineup; None where they do not."""
+    return BACKBONES.get(_architecture(lineup).removesuffix("-quickgelu"))
+
+
+def may_be_openai(lineup: Mapping[str, object]) -> bool:
+    """Whether the image encoder may be OpenAI's: it has their activation function, which few others have."""
+    return _architecture(lineup).endswith("-quickgelu")
+
+
+def _architecture(lineup: Mapping[str, object]) -> str:
     roles = lineup.get("roles")
     role = roles.get("clip_image") if isinstance(roles, Mapping) else None
     options = role.get("options") if isinstance(role, Mapping) else None
-    arch = str(options.get("arch", "")) if isinstance(options, Mapping) else ""
-    return BACKBONES.get(arch.removesuffix("-quickgelu"))
+    return str(options.get("arch", "")) if isinstance(options, Mapping) else ""
 
 
 def beside(
