@@ -38,8 +38,13 @@ NOT_PLACES = (
     "proportions|orientation|amount|quantity|kind|type|species|age|mood|expression"
 )
 
-COMPARED = r"(?:more|less|fewer|\w{2,}er|too|as \w+ as)"
-NOT_COMPARED = "other|another|under|over|after|water|paper|winter|summer|flower|river|number"
+# Listed, for "silver", "leather" and "flower" end like them.
+COMPARED = (
+    r"(?:more|less|fewer|too|as \w+ as|(?:bright|dark|light|pal|deep|rich|dull|warm|cold|cool|soft|sharp|"
+    r"clean|clear|plain|simpl|full|smooth|rough|larg|small|bigg|wid|narrow|tall|high|low|near|clos|new|old|"
+    r"green|redd|blu|whit|black|greyy?|neat|bold|blurri|busi|hazi|foggi|sunni|cloudi|snowi|empti|"
+    r"messi|tidi|noisi)er|further|farther)"
+)
 NEGATED = re.compile(
     r"(?:\bnot|n't|\bno longer|\bnever|\brather than|\binstead of|\bwithout|\bother than)(?:\s+\w+){0,3}\s*$"
 )
@@ -64,6 +69,17 @@ _RULES = (
     ),
     # "still on the beach", "still in front of the wall"
     re.compile(r"\bstill\s+(?:in|on|at|inside|outside|by|near|against|under|there)\b"),
+    # "don't change the background", "without altering the scene"
+    re.compile(
+        rf"(?:\bnot|n't|\bnever|\bwithout)\s+(?:chang|remov|replac|swap|switch|alter|touch|modify|edit|lose|losing)"
+        rf"\w*\s+{_WORDS}{{0,2}}{_PLACE}\b"
+    ),
+    # "remove the car in the background", "no people in the background"
+    re.compile(
+        rf"\b(?:remov\w*|without|no|fewer|less)\s+{_WORDS}{{1,4}}(?:in|from)\s+(?:the|its|their)\s+{_PLACE}\b"
+    ),
+    # "a darker background", "a less cluttered scene"
+    re.compile(rf"\b{COMPARED}\s+{_WORDS}?(?:background|backdrop|scenery|surroundings)\b"),
     # "where it is"
     re.compile(r"\bwhere\s+(?:it|he|she|they)(?:'s|'re|\s+(?:is|are|was|were|stands?|sits?|lies?))\b"),
 )
@@ -71,7 +87,7 @@ _RULES = (
 _DEFINITE = re.compile(
     rf"\b(?:the|its|their|his|her)\s+{_WORDS}?(?:background|backdrop|scenery|surroundings)\b"
 )
-_COMPARISON = re.compile(rf"\b(?!(?:{NOT_COMPARED})\b){COMPARED}\b")
+_COMPARISON = re.compile(rf"\b{COMPARED}\b")
 # "the background is a beach", "the background should be white", "in the background": named anew.
 _NAMED_ANEW = re.compile(
     r"\b(?:background|backdrop|scenery|surroundings)\s+(?:(?:should|must|could|can|to|now)\s+)*"
