@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tercet.cli.console import DEFAULT_SERVER, ServerOption, connect, output, printable, shown_path
+from tercet.cli.evaluate_compare import compare
 from tercet.errors import InputError, TercetError
 from tercet.evaluation.datasets import DATASETS, DatasetEntry
 
@@ -269,3 +270,4 @@ def progress_bar() -> "Iterator[Progress]":
 
 for _name, _entry in DATASETS.items():
     add(_name, _entry)
+app.command()(compare)
