@@ -189,7 +189,7 @@ class _Tiles:
 def _published(report: RunReport, columns: Sequence[Column]) -> dict[str, Any]:
     """Published rows by heading, their sources in the order of their numbers, and what to know about them."""
     if not report.dataset.answers_known:
-        return {"groups": {}, "sources": [], "warnings": []}
+        return {"groups": {}, "sources": [], "warnings": (), "remembered": False}
     rows, warnings = rows_beside(report)
     groups: dict[str, list[tuple[Any, list[Cell | None]]]] = {}
     for row in rows:
@@ -197,7 +197,12 @@ def _published(report: RunReport, columns: Sequence[Column]) -> dict[str, Any]:
         if any(cells):
             groups.setdefault(kind_of(row, report.dataset.split), []).append((row, cells))
     sources = list(dict.fromkeys(row.source for group in groups.values() for row, _ in group))
-    return {"groups": groups, "sources": sources, "warnings": warnings if groups else ()}
+    return {
+        "groups": groups,
+        "sources": sources,
+        "warnings": warnings if groups else (),
+        "remembered": any(row.unverified for group in groups.values() for row, _ in group),
+    }
 
 
 def _aspects(report: RunReport) -> dict[str, list[Cell | None]]:
