@@ -142,20 +142,21 @@ def numbered(task: Task) -> dict[str, int]:
     return {name: row for row, name in enumerate(task.gallery)}
 
 
+@pytest.mark.parametrize("scoring", [Linear(), Product(-1, -1), Increment(0.5, -0.25)], ids=repr)
 def test_equal_pictures_rank_in_the_gallerys_order_however_blas_rounds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scoring: Scoring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = np.random.default_rng(0)
     distinct = unit(generator, 40, 768)
     which = generator.integers(40, size=6001)
     np.save(tmp_path / "gallery.npy", distinct[which])
     gallery = np.load(tmp_path / "gallery.npy", mmap_mode="r")
-    queries = unit(generator, 12, 1, 768)
+    queries = unit(generator, 12, scoring.vectors, 768)
     task = plain_task(6001, 12, targets=300)
     monkeypatch.setattr(ranking, "CANDIDATES_AT_ONCE", 1001)
-    found = rank(task, queries, gallery, numbered(task), top=2000)
-    for number, query in enumerate(queries[:, 0].astype(np.float64)):
-        scores = np.array([np.sum(query * vector) for vector in distinct.astype(np.float64)])[which]
+    found = rank(task, queries, gallery, numbered(task), scorings=[scoring] * 12, top=2000)
+    for number, query in enumerate(queries.astype(np.float64)):
+        scores = scoring.combine(query @ distinct.astype(np.float64).T)[which]
         order = np.argsort(-scores, kind="stable")
         assert found.top[number].tolist() == order[:2000].tolist()
         places = np.empty(6001)
