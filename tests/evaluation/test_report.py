@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tercet.compositions.registry import make_settings, recipe_of
-from tercet.errors import InputError
+from tercet.errors import InputError, TercetError
 from tercet.evaluation import report as reports
 from tercet.evaluation.provenance import HIDDEN, code_commit, hide_in, without_secrets, written_command
 from tercet.evaluation.report import read_report, write_report
@@ -257,11 +258,10 @@ def test_a_crash_leaves_the_old_report_or_the_new_one_whole(
     assert read in (small[1], small_other)
     check_whole(tmp_path, read)
     assert died or read == small_other
-    # Whoever writes next is not disturbed by what is left over.
-    write_report(tmp_path, small[1], small[0].pictures)
-    check_whole(tmp_path, small[1])
-    assert not (tmp_path / ".finished").exists()
-    assert not (tmp_path / ".unfinished").exists()
+    # Whoever writes next is not disturbed by what is left over, and leaves nothing of it.
+    write_report(tmp_path, small_other)
+    check_whole(tmp_path, small_other)
+    assert files_of(tmp_path) == {*content_of(tmp_path)["files"], "report.json"}
 
 
 def test_a_crash_is_tried_before_and_after_the_new_report_counts(
@@ -380,6 +380,19 @@ def test_names_that_are_not_utf8_are_written(tmp_path: Path) -> None:
     report = dataclasses.replace(report, evaluations=(changed, *report.evaluations[1:]))
     write_report(tmp_path / "report", report, dataset.pictures)
     assert read_report(tmp_path / "report").evaluations[0].records[0].name == "caf\\udce9"
+
+
+@pytest.mark.parametrize("module", ["pyarrow", "matplotlib", "jinja2"])
+def test_a_missing_extra_is_named(
+    small: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.undo()
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(TercetError, match=rf"needs? {module} .*pip install 'tercet\[evaluate\]'"):
+        write_report(tmp_path, small[1])
+    assert not list(tmp_path.iterdir())
 
 
 # Secrets

@@ -39,10 +39,11 @@ def replacing(folder: Path, old_files: Collection[str] = ()) -> Iterator[Path]:
         names = {path.relative_to(unfinished).as_posix() for path in new}
         unfinished.rename(finished)
         _sync(folder)
-        _move_out(folder)
+        # Before the new files move: while the old list of files is there, whoever writes next knows of them.
         for name in old_files:
             if name not in names and _is_inside(name):
                 (folder / name).unlink(missing_ok=True)
+        _move_out(folder)
     except OSError as error:
         raise InputError(
             f"cannot write {error.filename or folder}: {error.strerror}; make room or allow writing there, "
@@ -59,7 +60,7 @@ def place_of(folder: Path, name: str) -> Path:
 
 
 def _move_out(folder: Path) -> None:
-    """Move the files of a finished report to their places."""
+    """Move the files of a finished report to their places, in the order of their names: report.json last."""
     finished = folder / FINISHED
     if not finished.is_dir():
         return

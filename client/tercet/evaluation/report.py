@@ -95,7 +95,7 @@ def read_report(folder: Path) -> RunReport:
     """
     from tercet.evaluation.records import read_queries
 
-    content = _read_json(folder)
+    content = _read_json(place_of(folder, REPORT))
     queries = place_of(folder, QUERIES)
     try:
         raw = queries.read_bytes()
@@ -110,13 +110,12 @@ def read_report(folder: Path) -> RunReport:
         raise _damaged(place_of(folder, REPORT), repr(error)) from error
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
-    path = place_of(folder, REPORT)
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
-            f"{folder} holds no report; give a folder that `tercet evaluate` has written"
+            f"{path.parent} holds no report; give a folder that `tercet evaluate` has written"
         ) from None
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from None
@@ -140,13 +139,14 @@ def check_folder(folder: Path) -> list[str]:
     Raises:
         InputError: the folder holds something else than a report under the names that a report has.
     """
-    if place_of(folder, REPORT).exists():
-        try:
-            return [*_read_json(folder)["files"], REPORT]
-        except InputError as error:
-            raise InputError(
-                f"{error}. It is not written over: choose another folder, or move it away"
-            ) from None
+    # After a crash there may be two: the one that counts, and the one that it has not yet replaced.
+    there = [path for path in {place_of(folder, REPORT), folder / REPORT} if path.exists()]
+    try:
+        files = {name for path in there for name in _read_json(path)["files"]}
+    except InputError as error:
+        raise InputError(f"{error}. It is not written over: choose another folder, or move it away") from None
+    if there:
+        return sorted({*files, REPORT})
     if taken := [name for name in OWN_NAMES if (folder / name).exists()]:
         raise InputError(
             f"{folder / taken[0]} is there and belongs to no report; choose another folder for the report"
