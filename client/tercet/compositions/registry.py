@@ -58,12 +58,11 @@ def make_settings(
 ) -> Settings:
     """The settings of a request: Tercet's defaults, then the data set's, then `overrides`.
 
-    Texts are read as the kind that the setting has, as the command line gives them. Whoever gives a factor of
-    the increment wants the increment: it need not be switched on, too.
+    Texts are read as the kind that the setting has, as the command line gives them. An override of a factor
+    of the increment switches the increment on, unless `increment` is given, too.
 
     Raises:
-        InputError: no such composition; a setting that it does not read, or out of its range; a factor of the
-            increment beside `increment=False`.
+        InputError: no such composition; a setting that it does not read, or out of its range.
         TextError: a template that cannot be read or does not fit the composition.
     """
     recipe = recipe_of(composition)
@@ -77,9 +76,8 @@ def make_settings(
                 f"it reads {', '.join(recipe.reads)}"
             )
         chosen[name] = parse_value(name, value)
-    factors = [name for name in INCREMENT if name != "increment" and name in (overrides or {})]
-    if factors and not chosen.setdefault("increment", True):
-        raise InputError(f"{factors[0]} is given, but increment is off; leave out one of them")
+    if any(name in (overrides or {}) for name in INCREMENT):
+        chosen.setdefault("increment", True)
     if "llm_model" in recipe.reads and not chosen.get("llm_model"):
         # Here, not when asked: a report tells the settings, and a cache goes by them.
         chosen["llm_model"] = os.environ.get("TERCET_LLM_MODEL", "")
