@@ -6,8 +6,9 @@ The wheel `tritonclient==2.41.0` carries perf_analyzer, which newer ones do not.
 a cache folder and unpacked there, never installed: the client of this project is a newer one. Two libraries
 that the binary wants are in the nvidia-pytriton wheel, under names of their own.
 
-Both send the same texts and JPEG files over gRPC, in turns (ours, theirs, ours, ...), so that whatever else
-the machine does disturbs both alike. The CSV has a row for each turn; the ratios are of medians.
+Both send the same texts and JPEG files over gRPC: in turns (ours, theirs, ours, ...), and with --together
+both at once on one server, which favours neither, whatever else the machine is busy with. The CSV has a row
+for each turn; the ratios are of medians.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +42,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tercet
 # What the binary is linked to, and how the wheel's name for it begins.
 LIBRARIES = {"libb64.so.0d": "libb64-", "libcudart.so.12": "libcudart-"}
 INPUTS = {"embed_text": "text", "embed_image": "image"}
-WINDOW = 2.0
+WINDOW = 4.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Turn:
     tool: str
     model: str
     concurrency: int
+    together: bool
     turn: int
     throughput: float
     p50_ms: float
@@ -59,13 +62,15 @@ class Turn:
 
 
 def main() -> None:
-    """Measure in turns, write the CSV, print the ratios."""
+    """Measure in turns, add them to the CSV, print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--server", default="localhost:8001", metavar="HOST:PORT")
     parser.add_argument("--repository", type=Path, help="start a server over this model repository instead")
+    parser.add_argument("--model", nargs="*", default=list(INPUTS), choices=list(INPUTS))
     parser.add_argument("--concurrency", type=int, nargs="*", default=[1, 4, 16])
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--together", action="store_true", help="both at once, at this concurrency each")
     parser.add_argument("--wheel", type=Path, help="the wheel, where it was downloaded already")
     arguments = parser.parse_args()
     binary, environment = prepare(arguments.wheel)
@@ -76,16 +81,17 @@ def main() -> None:
             address = running.enter_context(EmbeddedServer(arguments.repository)).grpc_address
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
         inputs = Inputs(make_pictures(), make_texts())
-        for model in INPUTS:
-            data = write_inputs(model, inputs, folder)
+        for model in arguments.model:
+            tools = Tools(binary, environment, address, model, inputs, folder, arguments.together)
             for concurrency in arguments.concurrency:
                 for turn in range(arguments.turns):
-                    turns.append(ours(address, model, concurrency, turn, inputs))
-                    turns.append(theirs(binary, environment, address, model, concurrency, turn, data, folder))
+                    turns += tools.take(concurrency, turn)
                     print(*turns[-2:], sep="\n", flush=True)
-    with arguments.output.open("w", newline="") as file:
+    new = not arguments.output.exists()
+    with arguments.output.open("a", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(turns[0])))
-        writer.writeheader()
+        if new:
+            writer.writeheader()
         writer.writerows(asdict(turn) for turn in turns)
     for line in ratios(turns):
         print(line)
@@ -128,46 +134,66 @@ def write_inputs(model: str, inputs: Inputs, folder: Path) -> Path:
     return path
 
 
-def ours(address: str, model: str, concurrency: int, turn: int, inputs: Inputs) -> Turn:
-    """One turn of `tercet bench`."""
-    with closing(Server(address)) as server:
-        plan = Plan([model], [concurrency])
-        (point,) = run(server, plan, inputs, Settings(window=WINDOW))
-    assert point.latency is not None, point.notes
-    found = (point.throughput, point.latency.p50, point.latency.p95, point.latency.p99)
-    return Turn("tercet bench", model, concurrency, turn, *rounded(found), load())
+@dataclass(frozen=True)
+class Tools:
+    """The two, ready to put load on one model of one server."""
 
+    binary: Path
+    environment: dict[str, str]
+    address: str
+    model: str
+    inputs: Inputs
+    folder: Path
+    together: bool
 
-def theirs(
-    binary: Path,
-    environment: dict[str, str],
-    address: str,
-    model: str,
-    concurrency: int,
-    turn: int,
-    data: Path,
-    folder: Path,
-) -> Turn:
-    """One turn of perf_analyzer, with the same windows and rule of stability.
+    def take(self, concurrency: int, turn: int) -> list[Turn]:
+        """One turn of each."""
+        data = write_inputs(self.model, self.inputs, self.folder)
+        if not self.together:
+            mine = self.ours(concurrency)
+            found = (mine, self.theirs(concurrency, data))
+        else:
+            with ThreadPoolExecutor(1) as pool:
+                other = pool.submit(self.theirs, concurrency, data)
+                found = (self.ours(concurrency), other.result())
+        busy = round(os.getloadavg()[0], 1)
+        names = ("tercet bench", "perf_analyzer")
+        return [
+            Turn(name, self.model, concurrency, self.together, turn, *values, busy)
+            for name, values in zip(names, found, strict=True)
+        ]
 
-    Where it finds no stable measurement it writes no report, so it is allowed any deviation after that.
-    """
-    report = folder / "report.csv"
-    report.unlink(missing_ok=True)
-    for percentage in ("10", "999"):
-        command = [str(binary), "-m", model, "-u", address, "-i", "grpc", "--input-data", str(data)]
-        command += ["--concurrency-range", str(concurrency), "-p", str(int(WINDOW * 1000)), "-f", str(report)]
-        command += ["--percentile", "95", "-s", percentage, "--async", "--max-threads", "4"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if report.exists():
-            break
-    else:
-        sys.exit(f"perf_analyzer wrote no report:\n{done.stdout}\n{done.stderr}")
-    with report.open(newline="") as file:
-        (row,) = csv.DictReader(file)
-    latencies = (float(row[f"p{percentile} latency"]) / 1000 for percentile in (50, 95, 99))
-    found = rounded((float(row["Inferences/Second"]), *latencies))
-    return Turn("perf_analyzer", model, concurrency, turn, *found, load())
+    def ours(self, concurrency: int) -> list[float]:
+        """What `tercet bench` finds: throughput, and p50, p95 and p99 in milliseconds."""
+        settings = Settings(window=WINDOW)
+        if self.together:
+            # Begin when the other surely has, and end before it does; three windows, agreeing or not.
+            settings = Settings(warm_up=1.5, window=WINDOW * 7 / 8, tolerance=1e9)
+        with closing(Server(self.address)) as server:
+            (point,) = run(server, Plan([self.model], [concurrency]), self.inputs, settings)
+        assert point.latency is not None, point.notes
+        return rounded(point.throughput, point.latency.p50, point.latency.p95, point.latency.p99)
+
+    def theirs(self, concurrency: int, data: Path) -> list[float]:
+        """What perf_analyzer finds, with the same windows and rule of stability.
+
+        Where it finds nothing stable it writes no report, so that it is then asked again for any.
+        """
+        report = self.folder / "report.csv"
+        report.unlink(missing_ok=True)
+        for percentage in ("999",) if self.together else ("10", "999"):
+            command = [str(self.binary), "-m", self.model, "-u", self.address, "-i", "grpc", "-s", percentage]
+            command += ["--input-data", str(data), "--concurrency-range", str(concurrency)]
+            command += ["-p", str(int(WINDOW * 1000)), "-f", str(report), "--percentile", "95", "--async"]
+            done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+            if report.exists():
+                break
+        else:
+            sys.exit(f"perf_analyzer wrote no report:\n{done.stdout}\n{done.stderr}")
+        with report.open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        latencies = (float(row[f"p{percentile} latency"]) / 1000 for percentile in (50, 95, 99))
+        return rounded(float(row["Inferences/Second"]), *latencies)
 
 
 def ratios(turns: list[Turn]) -> Iterator[str]:
@@ -184,14 +210,9 @@ def ratios(turns: list[Turn]) -> Iterator[str]:
         yield f"{model} at {concurrency}: {', '.join(parts)}"
 
 
-def rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+def rounded(*values: float) -> list[float]:
     """Four digits are enough."""
-    return tuple(float(f"{value:.4g}") for value in values)
-
-
-def load() -> float:
-    """How busy the machine is, ourselves included."""
-    return round(os.getloadavg()[0], 1)
+    return [float(f"{value:.4g}") for value in values]
 
 
 if __name__ == "__main__":

@@ -206,14 +206,21 @@ class _Taking:
             self._memory = max(self._memory, processes.resident(self._source.processes))
 
     def _wait(self, seconds: float, answers: int) -> None:
-        """Wait so long and for so many answers, whichever takes longer; show what is going on."""
+        """Wait so long, and as long again until there are so many answers; show what is going on.
+
+        Not just until the last of them: answers come in batches, and a window that ends with one holds more
+        than its share.
+        """
         started = shown = time.perf_counter()
+        until = seconds
         last: Sequence[Window] = self.windows[-1:]
         while True:
             elapsed = time.perf_counter() - started
             answered = self._load.waiting()
-            if elapsed >= self._settings.longest_window or (elapsed >= seconds and answered >= answers):
-                return
+            if elapsed >= until:
+                if answered >= answers or elapsed >= self._settings.longest_window:
+                    return
+                until += max(seconds, POLL_SECONDS)
             if time.perf_counter() - shown > SHOW_SECONDS:
                 shown = time.perf_counter()
                 self._weigh()
@@ -221,4 +228,4 @@ class _Taking:
                 failed = sum(sum(window.failures.values()) for window in self.windows)
                 found = (last[0].throughput, last[0].p95 * 1e3) if last else (answered / elapsed, 0.0)
                 self._show(number, answered, *found, failed)
-            time.sleep(min(POLL_SECONDS, max(seconds - elapsed, 0.005)))
+            time.sleep(min(POLL_SECONDS, max(until - elapsed, 0.001)))

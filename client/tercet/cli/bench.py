@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tercet.cli.console import DEFAULT_SERVER, ServerOption, connect, output, printable, shown_path
+from tercet.cli.console import DEFAULT_SERVER, connect, output, printable, shown_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +24,12 @@ DEFAULT_CONCURRENCY = (1, 2, 4, 8, 16)
 
 
 def bench(
-    server: ServerOption = DEFAULT_SERVER,
+    server: Annotated[
+        str,
+        typer.Option(
+            "--server", envvar="TERCET_SERVER", metavar="HOST:PORT", help="Triton's gRPC address; one."
+        ),
+    ] = DEFAULT_SERVER,
     repository: Annotated[
         Path | None,
         typer.Option(
@@ -117,6 +122,10 @@ def bench(
         sweep = list(DEFAULT_CONCURRENCY)
     if not sweep and any(entry.relative for entry in rates):
         raise typer.BadParameter("a rate in % needs a closed loop to be a part of: give --concurrency")
+    if repository is None and "," in server:
+        raise typer.BadParameter(
+            "--server names several, and they cannot be told apart: measure one at a time"
+        )
     known = _models(model)
     limits, fingerprint = read_ceilings(ceilings) if ceilings else ([], "")
     files = read_pictures(pictures) if pictures else make_pictures(seed)
