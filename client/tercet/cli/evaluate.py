@@ -1,12 +1,12 @@
 """`tercet evaluate`: the field's numbers of a data set, by its own protocol, from a running server."""
 
+import importlib
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -171,7 +171,7 @@ def run(asked: Asked, server: str) -> None:
     """Evaluate, print the table, write the report and, where the answers are not known, the submissions."""
     from tercet.evaluation.chosen import check_labels, choose
     from tercet.evaluation.datasets import load_dataset
-    from tercet.evaluation.report import make_report, write_report
+    from tercet.evaluation.report import check_folder, make_report, write_report
     from tercet.evaluation.run import evaluate
     from tercet.evaluation.table import print_results
 
@@ -182,6 +182,8 @@ def run(asked: Asked, server: str) -> None:
     try:
         with connect(server) as client:
             lineup = client.lineup()
+            folder = asked.output or Path("evaluation") / f"{dataset.name}-{dataset.split}-{lineup.name}"
+            check_folder(folder)
             if "all" in asked.compositions:
                 chosen += [choice for choice in every(asked.dataset, lineup) if choice not in chosen]
             check_labels(chosen)
@@ -207,7 +209,6 @@ def run(asked: Asked, server: str) -> None:
         command=sys.argv,
         seconds=time.monotonic() - started,
     )
-    folder = asked.output or Path("evaluation") / f"{dataset.name}-{dataset.split}-{lineup.name}"
     write_report(folder, report, dataset.pictures)
     print_results(report, output())
     if not dataset.answers_known:
@@ -226,8 +227,13 @@ def require_extra() -> None:
     Raises:
         TercetError: it names what to install.
     """
-    if missing := [name for name in ("pyarrow", "matplotlib", "jinja2") if find_spec(name) is None]:
-        raise TercetError(f"the report needs {', '.join(missing)}: pip install 'tercet[evaluate]'")
+    for name in ("pyarrow", "matplotlib", "jinja2"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise TercetError(
+                f"the report needs {name} ({error}); install it with: pip install 'tercet[evaluate]'"
+            ) from error
 
 
 def every(dataset: str, lineup: "Lineup") -> "list[Chosen]":
