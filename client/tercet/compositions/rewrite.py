@@ -118,18 +118,18 @@ class Rewriter:
         return answer
 
     def _ask(self, url: str, need: RewriteNeed) -> Rewritten:
+        client = self._client()  # Making one takes a while, which is not the endpoint's.
         deadline = time.monotonic() + need.seconds
         for attempt in range(1, TRIES + 1):
-            answer, again = self._try(url, need, deadline)
+            answer, again = self._try(client, url, need, deadline)
             pause = random.uniform(0, 0.2 * 2**attempt)
             if not again or attempt == TRIES or time.monotonic() + pause >= deadline:
                 break
             time.sleep(pause)
         return answer
 
-    def _try(self, url: str, need: RewriteNeed, deadline: float) -> tuple[Rewritten, bool]:
+    def _try(self, client: Any, url: str, need: RewriteNeed, deadline: float) -> tuple[Rewritten, bool]:
         """One request: the answer, and whether to ask again."""
-        client = self._client()
         import httpx
 
         body = {
