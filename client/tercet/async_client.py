@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tercet import messages
 from tercet.compositions import requests
 from tercet.compositions.driving import drive_async
+from tercet.compositions.memory import LINEUP_SECONDS, REMEMBERED, AnswerMemory
 from tercet.compositions.needs import Answer, Need, PseudoTokenNeed, RewriteNeed, Rewritten, TextNeed
 from tercet.compositions.registry import Recipe, check_needs
 from tercet.compositions.rewrite import Rewriter
@@ -53,6 +54,7 @@ class AsyncClient:
         in_flight: int = 32,
         transport: AsyncTransport | None = None,
         rewriter: Callable[[RewriteNeed], Rewritten] | None = None,
+        remember: int = REMEMBERED,
     ) -> None:
         """As in `Client`; `transport` may be `tercet.testing.AsyncFakeTransport()`."""
         messages.check_limits(timeout, retries, in_flight)
@@ -62,7 +64,8 @@ class AsyncClient:
         self._in_flight = in_flight
         self._slots = asyncio.Semaphore(in_flight)
         self._closed = False
-        self._known_lineup: Lineup | None = None
+        self._memory = AnswerMemory(remember)
+        self._known_lineup: tuple[Lineup, float] | None = None
         self._own_rewriter = Rewriter()
         self._rewriter = self._own_rewriter if rewriter is None else rewriter
 
@@ -261,15 +264,22 @@ class AsyncClient:
         if isinstance(need, RewriteNeed):
             return await asyncio.to_thread(self._rewriter, need)
         if isinstance(need, TextNeed) and need.pseudo_token and token is None:
-            assert reference is not None
-            token = (await self._infer(requests.request_of(PseudoTokenNeed(), reference)))["pseudo_token"][0]
+            given = await self._answer(PseudoTokenNeed(), reference, None, foreground=False)
+            token = given if isinstance(given, np.ndarray) else None
+        lineup = await self._kept_lineup()
+        key = requests.memory_key(need, reference, lineup, foreground) if self._memory else None
+        known = self._memory.get(key)
+        if known is not None:
+            return known
         request = await asyncio.to_thread(requests.request_of, need, reference, token, foreground)
-        return requests.read_answer(need, await self._infer(request))
+        answer = requests.read_answer(need, await self._infer(request))
+        self._memory.put(key, answer)
+        return answer
 
     async def _kept_lineup(self) -> Lineup:
-        if self._known_lineup is None:
-            self._known_lineup = await self.lineup()
-        return self._known_lineup
+        if self._known_lineup is None or time.monotonic() > self._known_lineup[1] + LINEUP_SECONDS:
+            self._known_lineup = await self.lineup(), time.monotonic()
+        return self._known_lineup[0]
 
     async def _matrix(self, rows: list[Vector]) -> Vector:
         if rows:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tercet import messages
 from tercet.compositions import requests
 from tercet.compositions.driving import drive
+from tercet.compositions.memory import LINEUP_SECONDS, REMEMBERED, AnswerMemory
 from tercet.compositions.needs import Answer, Need, PseudoTokenNeed, RewriteNeed, Rewritten, TextNeed
 from tercet.compositions.registry import Recipe, check_needs
 from tercet.compositions.rewrite import Rewriter
@@ -67,6 +68,7 @@ class Client:
         in_flight: int = 32,
         transport: Transport | None = None,
         rewriter: Callable[[RewriteNeed], Rewritten] | None = None,
+        remember: int = REMEMBERED,
     ) -> None:
         """Connect lazily: a server that is down shows at the first request.
 
@@ -79,6 +81,8 @@ class Client:
             in_flight: requests sent and not yet answered, at most.
             transport: takes the place of gRPC, e.g. `tercet.testing.FakeTransport()` in tests.
             rewriter: takes the place of the language model's endpoint for composition "rewrite".
+            remember: bytes of answers about references that composed queries keep, so that the same picture
+                with another text costs no second captioning. 0: none.
         """
         messages.check_limits(timeout, retries, in_flight)
         self._transport = transport if transport is not None else GrpcTransport(address)
@@ -88,7 +92,8 @@ class Client:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="tercet")
-        self._known_lineup: Lineup | None = None
+        self._memory = AnswerMemory(remember)
+        self._known_lineup: tuple[Lineup, float] | None = None
         self._own_rewriter = Rewriter()
         self._rewriter = self._own_rewriter if rewriter is None else rewriter
 
@@ -228,17 +233,18 @@ class Client:
     ) -> ComposedQuery | list[ComposedQuery]:
         """Turn reference picture and modification into a query to search with.
 
-        One picture and one text give one query; as many pictures as texts give a list.
+        One picture and one text give one query; as many pictures as texts give a list. Search with
+        `tercet.index.GalleryIndex.search_composed`, which takes the queries of all compositions.
 
         Args:
             images: the reference pictures.
             modifications: what to change about each.
-            composition: how: a name from `tercet.compositions.COMPOSITIONS`.
+            composition: how: a name from `tercet.COMPOSITIONS`.
             background: "remove" captions the object alone, "keep" the whole picture, "auto" chooses by the
                 modification and the mask. None: what the composition does otherwise, mostly "auto".
             template: how caption and modification are fused: a name in `tercet.TEMPLATES` or a text like
                 "a photo of {caption}, {modification}". None: the composition's own.
-            settings: the composition's other knobs, by name or whole: see `tercet.compositions.Settings`.
+            settings: the composition's other knobs, by name or whole: see `tercet.Settings`.
 
         Raises:
             InputError: no such composition, a setting that it does not read, or one out of its range.
@@ -321,17 +327,23 @@ class Client:
         if isinstance(need, RewriteNeed):
             return self._rewriter(need)
         if isinstance(need, TextNeed) and need.pseudo_token and token is None:
-            assert reference is not None
-            token = self._infer(requests.request_of(PseudoTokenNeed(), reference))["pseudo_token"][0]
-        return requests.read_answer(
-            need, self._infer(requests.request_of(need, reference, token, foreground))
-        )
+            given = self._answer(PseudoTokenNeed(), reference, None, foreground=False)
+            token = given if isinstance(given, np.ndarray) else None
+        key = requests.memory_key(need, reference, self._kept_lineup(), foreground) if self._memory else None
+        known = self._memory.get(key)
+        if known is not None:
+            return known
+        request = requests.request_of(need, reference, token, foreground)
+        answer = requests.read_answer(need, self._infer(request))
+        self._memory.put(key, answer)
+        return answer
 
     def _kept_lineup(self) -> Lineup:
+        """The lineup, asked again once in a while: a server may be started anew with another."""
         with self._lock:
-            if self._known_lineup is None:
-                self._known_lineup = self.lineup()
-            return self._known_lineup
+            if self._known_lineup is None or time.monotonic() > self._known_lineup[1] + LINEUP_SECONDS:
+                self._known_lineup = self.lineup(), time.monotonic()
+            return self._known_lineup[0]
 
     def _matrix(self, rows: list[Vector]) -> Vector:
         return np.stack(rows) if rows else np.empty((0, self.lineup().embedding_dimension), np.float32)

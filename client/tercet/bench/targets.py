@@ -153,7 +153,7 @@ class QueryTarget:
         self, address: str, inputs: Inputs, index: Path | None, timeout: float, threads: int
     ) -> None:
         self._inputs = inputs
-        self._client = Client(address, timeout=timeout, retries=0)
+        self._client = Client(address, timeout=timeout, retries=0, remember=0)
         self._pool = ThreadPoolExecutor(threads, "tercet-query")
         self._lock = Lock()
         self._searches = 0

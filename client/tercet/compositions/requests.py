@@ -1,5 +1,7 @@
 """Needs as requests to the server's models, and the server's answers to them: what both clients share."""
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,10 +24,11 @@ from tercet.compositions.registry import Recipe, make_settings, recipe_of
 from tercet.compositions.settings import BackgroundChoice, Settings, Value
 from tercet.compositions.views import view_of
 from tercet.errors import InputError
+from tercet.lineup import Lineup
 from tercet.messages import Request, Tensors
 from tercet.pictures import Picture
 
-__all__ = ["Reference", "chosen", "read_answer", "read_reference", "request_of"]
+__all__ = ["Reference", "chosen", "memory_key", "read_answer", "read_reference", "request_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,11 @@ class Reference:
     name: str
     encoded: bytes
     query: str
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the file: its name in an `AnswerMemory`."""
+        return hashlib.sha256(self.encoded).hexdigest()
 
 
 def read_reference(picture: Picture, position: int = 0) -> Reference:
@@ -62,6 +70,16 @@ def chosen(
         recipe.check(settings)
         return recipe, settings
     return recipe, make_settings(composition, {**(settings or {}), **extra})
+
+
+def memory_key(need: Need, reference: Reference | None, lineup: Lineup, foreground: bool) -> str | None:
+    """What an `AnswerMemory` calls the answer to a need; None for those that are not worth remembering.
+
+    Captions, embeddings and pseudo-tokens of pictures are dear, texts cheap and mostly new.
+    """
+    if reference is None or isinstance(need, TextNeed | RewriteNeed):
+        return None
+    return f"{lineup.fingerprint}|{reference.digest}|{need.key}|{foreground}"
 
 
 def request_of(
