@@ -1,6 +1,8 @@
 """The Python onnxruntime backend in a real Triton: it answers as onnxruntime, refuses as the C++ backend."""
 
-import importlib.util
+import importlib
+import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +23,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from tercet.errors import ServerStartError
 from tercet.server import EmbeddedServer
-from tercet.server.runtime import BACKEND, find_installation
+from tercet.server.runtime import BACKEND
 from tests.serving.graphs import CPU, DOUBLE, LOOKUP, NETWORK, double, graph, lookup, network, write_model
 
 TYPES = {
@@ -39,6 +41,8 @@ TYPES = {
     "FP64": (TensorProto.DOUBLE, np.float64),
     "STRING": (TensorProto.STRING, np.object_),
 }
+# Processors without it may compute in bf16 as well, but need not.
+PRECISIONS = ("f32", "bf16") if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else ("f32",)
 # Whatever arrives within the delay becomes one batch.
 PATIENT = "dynamic_batching { preferred_batch_size: 16 max_queue_delay_microseconds: 1000000 }"
 HASTY = "dynamic_batching { max_queue_delay_microseconds: 2000 }"
@@ -126,6 +130,14 @@ output { name: "y" data_type: TYPE_FP32 dims: 1 }
 """
 
 
+def accelerator(kind: str, name: str, **parameters: str) -> str:
+    given = " ".join(f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in parameters.items())
+    return (
+        f"optimization {{ execution_accelerators {{ {kind}_execution_accelerator "
+        f'{{ name: "{name}" {given} }} }} }}'
+    )
+
+
 HONOURED = """
 parameters { key: "intra_op_thread_count" value { string_value: "1" } }
 parameters { key: "inter_op_thread_count" value { string_value: "1" } }
@@ -152,6 +164,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder, "unbatched", unbatched(), UNBATCHED + CPU)
     write_model(folder, "reshaped", reshaped(), RESHAPED + CPU + HASTY)
     write_model(folder, "distinct", distinct(), DISTINCT + CPU + HASTY)
+    for precision in PRECISIONS:
+        on_openvino = accelerator("cpu", "openvino", INFERENCE_PRECISION_HINT=precision)
+        patient = PATIENT.replace("1000000", "50000")
+        write_model(folder, f"network_{precision}", network(), NETWORK + CPU + patient + on_openvino)
+    on_openvino = accelerator("cpu", "openvino")
+    write_model(folder, "distinct_openvino", distinct(), DISTINCT + CPU + HASTY + on_openvino)
+    write_model(folder, "reshaped_openvino", reshaped(), RESHAPED + CPU + HASTY + on_openvino)
+    write_model(folder, "scalar_openvino", scaled(), SCALED + CPU + on_openvino)
+    write_model(folder, "types_openvino", numbers(), numbers_config() + on_openvino)
     write_model(folder, "honoured", double(), DOUBLE + CPU + HONOURED)
     write_model(
         folder, "renamed", double(), DOUBLE + CPU + 'default_model_filename: "graph.onnx"', "1/graph.onnx"
@@ -165,6 +186,48 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = {"save_as_external_data": True, "location": "weights.data", "size_threshold": 0}
     onnx.save(network(), external, **weights)
     return folder
+
+
+def scaled() -> onnx.ModelProto:
+    """A graph without batch: y = x * scale, where `scale` is a scalar, and its largest number."""
+    nodes = [
+        helper.make_node("Mul", ["x", "scale"], ["y"]),
+        helper.make_node("ReduceMax", ["y"], ["largest"], keepdims=0),
+    ]
+    return graph(
+        nodes,
+        {"x": (TensorProto.FLOAT, (2, 3)), "scale": (TensorProto.FLOAT, ())},
+        {"y": (TensorProto.FLOAT, (2, 3)), "largest": (TensorProto.FLOAT, ())},
+    )
+
+
+SCALED = """
+max_batch_size: 0
+input { name: "x" data_type: TYPE_FP32 dims: [ 2, 3 ] }
+input { name: "scale" data_type: TYPE_FP32 dims: 1 }
+output { name: "y" data_type: TYPE_FP32 dims: [ 2, 3 ] }
+output { name: "largest" data_type: TYPE_FP32 dims: 1 }
+"""
+NUMBERS = {name: kind for name, kind in TYPES.items() if name in ("UINT8", "INT32", "INT64", "FP32")}
+
+
+def numbers() -> onnx.ModelProto:
+    """For each type of tensor that the networks have, its input twice over."""
+    nodes = [helper.make_node("Concat", [f"in_{n}", f"in_{n}"], [f"out_{n}"], axis=1) for n in NUMBERS]
+    return graph(
+        nodes,
+        {f"in_{name}": (kind, ("batch", 3)) for name, (kind, _) in NUMBERS.items()},
+        {f"out_{name}": (kind, ("batch", 6)) for name, (kind, _) in NUMBERS.items()},
+    )
+
+
+def numbers_config() -> str:
+    tensors = [
+        f'{side}put {{ name: "{side}_{name}" data_type: TYPE_{name} dims: {size} }}'
+        for side, size in (("in", 3), ("out", 6))
+        for name in NUMBERS
+    ]
+    return "\n".join(["max_batch_size: 8", *tensors, CPU, HASTY])
 
 
 def squared() -> onnx.ModelProto:
@@ -359,6 +422,62 @@ def test_64_concurrent_requests_are_batched(client: grpc.InferenceServerClient) 
         np.testing.assert_allclose(answer["y"][0], row, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_openvino_answers_batches_within_its_precision(
+    client: grpc.InferenceServerClient, precision: str
+) -> None:
+    model, random = f"network_{precision}", np.random.default_rng(0)
+    inputs = [
+        random.standard_normal((rows, 64)).astype(np.float32) for rows in (1, 2, 3, 5) for _ in range(4)
+    ]
+    before = counts(client, model)
+    answers = together([lambda x=x: infer(client, model, {"x": x}) for x in inputs])  # type: ignore[misc]
+    after = counts(client, model)
+    assert after[0] - before[0] == 44
+    assert after[1] - before[1] < 16
+    expected = directly(network(), {"x": np.concatenate(inputs)})["y"]
+    for answer in answers:
+        assert isinstance(answer, dict), answer
+    found = np.concatenate([answer["y"] for answer in answers if isinstance(answer, dict)])
+    assert found.dtype == np.float32
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() > 0.999
+    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    # bf16 keeps 8 bits of a number: what is exact did not run in it.
+    assert (1e-4 < difference < 2e-2) if precision == "bf16" else difference < 1e-5
+
+
+def test_openvino_gives_every_type_and_only_what_is_asked_for(client: grpc.InferenceServerClient) -> None:
+    random = np.random.default_rng(0)
+    inputs = {f"in_{name}": some(dtype, (5, 3), random) for name, (_, dtype) in NUMBERS.items()}
+    answers = infer(client, "types_openvino", inputs)
+    assert len(answers) == len(NUMBERS)
+    for name, (_, dtype) in NUMBERS.items():
+        twice = np.concatenate([inputs[f"in_{name}"]] * 2, axis=1)
+        assert answers[f"out_{name}"].dtype == dtype
+        np.testing.assert_array_equal(answers[f"out_{name}"], twice)
+    assert infer(client, "types_openvino", inputs, ["out_INT64"]).keys() == {"out_INT64"}
+
+
+def test_openvino_takes_scalars_and_reshaped_tensors(client: grpc.InferenceServerClient) -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    answer = infer(client, "scalar_openvino", {"x": x, "scale": np.array([10], np.float32)})
+    np.testing.assert_array_equal(answer["y"], x * 10)
+    np.testing.assert_array_equal(answer["largest"], [50])
+    x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    np.testing.assert_array_equal(infer(client, "reshaped_openvino", {"x": x})["y"], [[15], [51]])
+
+
+def test_openvino_fails_only_the_request_that_loses_rows(client: grpc.InferenceServerClient) -> None:
+    one = np.ones((1, 1), np.float32)
+    calls = [lambda x=x: infer(client, "distinct_openvino", {"x": x}) for x in (one, one.repeat(2, 0), one)]  # type: ignore[misc]
+    first, broken, last = together(calls)
+    assert "output 'y' has 1 rows for a batch of 2" in str(broken)
+    for answer in (first, last):
+        assert isinstance(answer, dict), answer
+        np.testing.assert_array_equal(answer["y"], one)
+
+
 def test_a_graph_without_batch(client: grpc.InferenceServerClient) -> None:
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     scale = np.array([10], np.float32)
@@ -430,12 +549,6 @@ def test_configurations_are_completed_as_by_the_cpp_backend(tmp_path: Path) -> N
         assert list(config.input[0].dims) == [2, 3]
 
 
-def accelerator(kind: str, name: str) -> str:
-    return (
-        f'optimization {{ execution_accelerators {{ {kind}_execution_accelerator {{ name: "{name}" }} }} }}'
-    )
-
-
 def with_parameter(name: str, value: str) -> str:
     return f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}'
 
@@ -472,7 +585,12 @@ REFUSED = {
     ),
     "sequence": (DOUBLE + CONTROL, "sequence_batching is not supported"),
     "batch_input": (DOUBLE + BATCH_INPUT, "batch_input is not supported"),
-    "openvino": (DOUBLE + accelerator("cpu", "openvino"), "install onnxruntime-openvino"),
+    "precision": (
+        DOUBLE + accelerator("cpu", "openvino", INFERENCE_PRECISION_HINT="f8"),
+        "Wrong value f8 for property key INFERENCE_PRECISION_HINT",
+    ),
+    "property": (DOUBLE + accelerator("cpu", "openvino", ABACUS="1"), "Unsupported property ABACUS"),
+    "texts": (TEXTS + accelerator("cpu", "openvino"), "OpenVINO takes no texts"),
     "unknown_accelerator": (DOUBLE + accelerator("cpu", "abacus"), "unknown Execution Accelerator 'abacus'"),
     "thread_count": (
         DOUBLE + with_parameter("intra_op_thread_count", "two"),
@@ -492,7 +610,7 @@ REFUSED = {
 
 def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path) -> None:
     for name, (config, _) in REFUSED.items():
-        write_model(tmp_path, name, double(), config + CPU)
+        write_model(tmp_path, name, texts() if name == "texts" else double(), config + CPU)
     write_model(
         tmp_path, "not_batchable", double((1, 3)), "max_batch_size: 4 instance_group { kind: KIND_CPU }"
     )
@@ -506,15 +624,15 @@ def test_what_cannot_be_honoured_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def backend() -> Iterator[ModuleType]:
-    """The backend's module, loaded here beside the wheel's own helper module."""
-    sys.path.insert(0, str(find_installation().python_backend))
-    specification = importlib.util.spec_from_file_location("onnxruntime_backend", BACKEND)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    yield module
-    sys.path.pop(0)
+    """The part of the backend that runs onnxruntime, imported as Triton's stub does."""
+    sys.path.insert(0, str(BACKEND))
+    yield importlib.import_module("backend_onnxruntime")
+    sys.path.remove(str(BACKEND))
+
+
+def refusal() -> type[Exception]:
+    """What the backend raises at load."""
+    return importlib.import_module("backend_configuration").ConfigurationError
 
 
 def config_of(parameters: dict[str, str], **fields: Any) -> dict[str, Any]:
@@ -612,9 +730,59 @@ def test_providers_of_a_gpu_instance(backend: ModuleType) -> None:
     for name, parameters in {"abacus": {}, "tensorrt": {"precision_mode": "FP4"}}.items():
         entry = {"name": name, "parameters": parameters}
         unknown = {"optimization": {"execution_accelerators": {"gpu_execution_accelerator": [entry]}}}
-        with pytest.raises(backend.ConfigurationError, match=r"unknown"):
+        with pytest.raises(refusal(), match=r"unknown"):
             backend.execution_providers(unknown, "GPU", "0")
         assert backend.execution_providers(unknown, "CPU", "0") == [("CPUExecutionProvider", {})]
+
+
+def test_openvino_is_onnxruntimes_provider_where_it_has_one(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERCET_THREADS", "5")
+    given = {"INFERENCE_PRECISION_HINT": "bf16", "CACHE_DIR": "compiled"}
+    accelerators = {"cpu_execution_accelerator": [{"name": "openvino", "parameters": given}]}
+    config = config_of({}, optimization={"execution_accelerators": accelerators})
+    (name, options), last = backend.execution_providers(config, "CPU", "0")
+    assert (name, last) == ("OpenVINOExecutionProvider", ("CPUExecutionProvider", {}))
+    assert (options["device_type"], options["cache_dir"]) == ("CPU", "compiled")
+    properties = json.loads(options["load_config"])["CPU"]
+    assert properties["INFERENCE_PRECISION_HINT"] == "bf16"
+    assert properties["INFERENCE_NUM_THREADS"] == "5"
+    config["parameters"] = {"intra_op_thread_count": {"string_value": "3"}}
+    assert backend.openvino_properties(config)["INFERENCE_NUM_THREADS"] == "3"
+    assert backend.openvino_properties({}) is None
+
+
+def test_openvino_that_is_not_installed_is_named(
+    backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = importlib.import_module("backend_openvino")
+    file = write_model(tmp_path, "double", double())
+    accelerators = {"cpu_execution_accelerator": [{"name": "openvino"}]}
+    config = config_of({}, optimization={"execution_accelerators": accelerators})
+    monkeypatch.setattr(openvino.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(refusal(), match="pip install openvino"):
+        openvino.open_graph(file, config, "CPU", "0")
+    assert openvino.open_graph(file, {}, "CPU", "0").run(["y"], {"x": np.ones((1, 2), np.float32)})
+
+
+def test_another_precision_than_asked_for_is_refused(backend: ModuleType, tmp_path: Path) -> None:
+    openvino = importlib.import_module("backend_openvino")
+    file = write_model(tmp_path, "network", network())
+    graph = openvino.OpenVinoGraph(file, {}, {"INFERENCE_PRECISION_HINT": "f32"})
+    x = np.ones((3, 64), np.float32)
+    np.testing.assert_allclose(graph.run(["y"], {"x": x})[0], directly(network(), {"x": x})["y"], rtol=1e-5)
+    # What OpenVINO cannot do it does in another precision, without a word.
+    with pytest.raises(refusal(), match=r"OpenVINO in undefined is requested, .* runs in"):
+        openvino.OpenVinoGraph(file, {}, {"INFERENCE_PRECISION_HINT": "undefined"})
+
+
+def test_openvinos_telemetry_stays_unimported(backend: ModuleType) -> None:
+    code = "import sys, backend_openvino as b; b.import_openvino(); print(sys.modules['openvino_telemetry'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=BACKEND, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "None\n"
 
 
 def test_a_gpu_provider_that_is_not_installed_is_no_silent_fallback(
@@ -624,5 +792,5 @@ def test_a_gpu_provider_that_is_not_installed_is_no_silent_fallback(
         pytest.skip("onnxruntime-gpu is installed")
     file = write_model(tmp_path, "double", double())
     providers = backend.execution_providers({}, "GPU", "0")
-    with pytest.raises(backend.ConfigurationError, match=r"CUDAExecutionProvider .* install onnxruntime-gpu"):
+    with pytest.raises(refusal(), match=r"CUDAExecutionProvider .* install onnxruntime-gpu"):
         backend.create_session(file, backend.session_options({}), providers)

@@ -18,7 +18,8 @@ from tercet.server.guard import SHARED_MEMORY, remove_shared_memory
 PREFIX = "tercet-server-"
 LEAST_SHARED_MEMORY = 128 * 2**20
 INSTALL = 'pip install "tercet[serve]"'
-BACKEND = Path(__file__).parent.parent / "backends" / "onnxruntime" / "model.py"
+BACKEND = Path(__file__).parent.parent / "backends" / "onnxruntime"
+"""The Python onnxruntime backend: `model.py` and what it imports, the modules called `backend_...`."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def create_runtime(installation: Installation, repository: Path) -> tuple[Path, 
         folder.mkdir(parents=True)
     for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
         shutil.copy(installation.python_backend / name, python / name)
-    shutil.copy(BACKEND, onnxruntime / "model.py")
+    for module in (BACKEND / "model.py", *BACKEND.glob("backend_*.py")):
+        shutil.copy(module, onnxruntime / module.name)
     (python / "triton_python_backend_stub").symlink_to(installation.stub)
     (libraries / installation.libpython.name).symlink_to(installation.libpython)
     (runtime / "repository").symlink_to(repository.resolve())

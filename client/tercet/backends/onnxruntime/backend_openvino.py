@@ -1,0 +1,107 @@
+"""Runs a graph with the openvino package, where onnxruntime has no OpenVINO provider of its own.
+
+It goes beside onnxruntime, whereas onnxruntime-openvino takes the place of its wheel. Part of the Python
+onnxruntime backend (`model.py`); self-contained.
+"""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from backend_configuration import ConfigurationError, require
+from backend_onnxruntime import Feed, OnnxRuntimeGraph, openvino_properties, session_options
+
+PROVIDER = "OpenVINOExecutionProvider"
+PRECISION = "INFERENCE_PRECISION_HINT"
+
+
+class OpenVinoGraph:
+    """A graph compiled by OpenVINO for this processor; see `OnnxRuntimeGraph`.
+
+    What OpenVINO cannot override, an initializer that is also an input, it takes for a constant. Unlike
+    onnxruntime it does not complain of an index that is out of range: a row for it is zeros.
+    """
+
+    def __init__(self, file: Path, config: dict[str, Any], properties: dict[str, str]) -> None:
+        openvino = import_openvino()
+        # OpenVINO forgets some of the sizes that the file states, and the configuration must repeat.
+        self.inputs, self.outputs = stated_tensors(file, config)
+        self.optional: dict[str, Any] = {}
+        for node in (*self.inputs.values(), *self.outputs.values()):
+            require(node.type != "tensor(string)", f"tensor '{node.name}': OpenVINO takes no texts")
+        try:
+            compiled = openvino.Core().compile_model(str(file), "CPU", properties)
+        except RuntimeError as error:
+            raise ConfigurationError(f"OpenVINO cannot run this model: {cause(error)}") from error
+        runs = compiled.get_property(PRECISION).get_type_name()
+        require(
+            runs == properties[PRECISION],
+            f"OpenVINO in {properties[PRECISION]} is requested, and on this processor it runs in {runs}: "
+            "request that",
+        )
+        self.places = {
+            name: place for place, output in enumerate(compiled.outputs) for name in output.get_names()
+        }
+        self.request = compiled.create_infer_request()
+
+    def run(self, names: Sequence[str], feed: Feed) -> list[np.ndarray]:
+        """Return the outputs of these names."""
+        try:
+            results = self.request.infer(feed, share_inputs=True)
+        except RuntimeError as error:
+            raise RuntimeError(cause(error)) from error
+        return [results[self.places[name]] for name in names]
+
+
+def open_graph(file: Path, config: dict[str, Any], kind: str, device: str) -> Any:
+    """Open a graph with the engine that the configuration requests, on an instance of this kind and device.
+
+    An accelerator `openvino` is onnxruntime's provider where the installed onnxruntime has it, otherwise the
+    package openvino.
+
+    Raises:
+        ConfigurationError: what is requested cannot be had.
+    """
+    import onnxruntime
+
+    properties = openvino_properties(config)
+    has_provider = PROVIDER in onnxruntime.get_available_providers()
+    if properties is None or has_provider or kind == "GPU":
+        return OnnxRuntimeGraph(file, config, kind, device)
+    require(
+        importlib.util.find_spec("openvino") is not None,
+        "the accelerator openvino is requested, and neither the package openvino nor an onnxruntime with "
+        f"{PROVIDER} is installed: pip install openvino, or do not request it",
+    )
+    return OpenVinoGraph(file, config, properties)
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO without openvino_telemetry, which reports every import to its makers."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def stated_tensors(file: Path, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return inputs and outputs as the file states them, by name."""
+    import onnxruntime
+
+    options = session_options(config)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    return {node.name: node for node in inputs}, {node.name: node for node in outputs}
+
+
+def cause(error: Exception) -> str:
+    """Return OpenVINO's message without the places in its source that it begins with."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not re.match(r"Exception from |Check .* failed at ", line)]
+    return " ".join(told) or str(error)
