@@ -147,9 +147,7 @@ class AsyncGrpcTransport:
         from tritonclient.grpc import aio
 
         if address not in self._servers:
-            self._servers[address] = aio.InferenceServerClient(
-                address, channel_args=channel_options(address)
-            )
+            self._servers[address] = aio.InferenceServerClient(address, channel_args=channel_options(address))
         return self._servers[address]
 
     async def infer(
