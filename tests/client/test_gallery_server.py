@@ -66,7 +66,11 @@ def test_the_commands(server: EmbeddedServer, gallery: Path, tmp_path: Path) -> 
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert min(sheet.size) > 300
     done = tercet(server, *query, "-k", "5", cwd=tmp_path)
-    assert answer["results"][0]["path"].removeprefix(f"{tmp_path}/") in done.stdout.splitlines()[4]
+    assert (
+        f"Captioned {'without' if answer['background'] == 'remove' else 'with'} its background" in done.stdout
+    )
+    first = next(line for line in done.stdout.splitlines() if line.split()[0] == "1")
+    assert answer["results"][0]["path"].removeprefix(f"{tmp_path}/") in first
     done = tercet(server, "caption", "gallery/07.png", "gallery/17-text.jpg", "gallery/08.png", cwd=tmp_path)
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 2

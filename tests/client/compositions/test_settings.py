@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -30,11 +29,9 @@ WHOLE = [name for name in NUMBERS if isinstance(FIELDS[name].default, int)]
 
 
 @pytest.fixture(autouse=True)
-def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A language model's name, without which `rewrite` has no settings."""
-    with monkeypatch.context() as environment:
-        environment.setenv("TERCET_LLM_MODEL", "some-model")
-        yield
+    monkeypatch.setenv("TERCET_LLM_MODEL", "some-model")
 
 
 def readers(name: str) -> list[str]:
