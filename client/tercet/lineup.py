@@ -43,6 +43,10 @@ class Lineup:
 
     `fingerprint` names all of it; `encoder_fingerprint` only what makes embeddings comparable: an index can
     be searched by any lineup with the same one.
+
+    `engines` says what runs the networks, by role, where the server chose (`tercet serve --engine`): it is no
+    part of the fingerprints, because an engine is only chosen if its embeddings are those of the others to a
+    thousandth (1 - cosine). Empty: onnxruntime, or a server that does not tell.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Lineup:
     encoder_fingerprint: str
     roles: Mapping[str, Role]
     versions: Mapping[str, str | None]
+    engines: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def context_length(self) -> int:
@@ -96,6 +101,7 @@ def parse_lineup(text: str | bytes) -> Lineup:
             encoder_fingerprint=manifest["encoder_fingerprint"],
             roles=MappingProxyType({name: _role(entry) for name, entry in manifest["roles"].items()}),
             versions=MappingProxyType(dict(manifest["versions"])),
+            engines=MappingProxyType(dict(manifest.get("engines", {}))),
         )
     except KeyError as error:
         raise LineupError(f"the server's lineup.json lacks {error.args[0]!r}; {_EXPORT_AGAIN}") from error

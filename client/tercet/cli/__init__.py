@@ -13,6 +13,7 @@ from tercet.cli.index import index
 from tercet.cli.search import search
 from tercet.cli.serve import serve
 from tercet.cli.templates import templates
+from tercet.cli.tune import tune
 from tercet.errors import TercetError
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
 A search needs a server (`tercet serve`) and an index (`tercet index`).
 """,
 )
-for command in (serve, index, search, caption, templates, compositions, bench):
+for command in (serve, tune, index, search, caption, templates, compositions, bench):
     app.command()(command)
 app.add_typer(evaluate_app, name="evaluate")
 

@@ -30,6 +30,16 @@ def serve(
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8002,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="TERCET_ENGINE",
+            show_default="auto",
+            help="What runs the networks on the processor: auto (the fastest that is exact enough, measured "
+            "once), onnxruntime, openvino (its fastest that is), openvino-f32, openvino-bf16.",
+        ),
+    ] = None,
     logs: Annotated[bool, typer.Option("--logs", help="Show Triton's log as it is written.")] = False,
     model_config_name: Annotated[
         str | None,
@@ -60,7 +70,9 @@ def serve(
                     grpc_port=grpc_port,
                     metrics_port=metrics_port,
                     model_config_name=model_config_name,
+                    engine=engine,
                     progress=progress,
+                    tell=show_line,
                     on_log=show_line if logs else None,
                 )
                 running.enter_context(server)
@@ -73,7 +85,7 @@ def serve(
 
 
 def show_line(line: str) -> None:
-    """Print a line of Triton's log."""
+    """Print a line of Triton's log, or about the engines."""
     print(printable(line), file=sys.stderr)
 
 
@@ -89,6 +101,7 @@ def welcome(server: "EmbeddedServer") -> str:
         f"HTTP     http://{server.http_address}",
         f"metrics  http://{server.metrics_address}/metrics",
         f"serving  {', '.join(server.models)}",
+        *(f"engine   {name}: {printable(str(trial))}" for name, trial in server.engines.items()),
         *(f"without  {name}: {printable(reason)}" for name, reason in server.left_out.items()),
         "",
         "Ask it, for example (Ctrl-C here stops it):",

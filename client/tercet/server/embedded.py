@@ -7,14 +7,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tercet.errors import ServerError, ServerStartError
 from tercet.server import guard
+from tercet.server.engines.choice import ENGINES, Trial
+from tercet.server.engines.networks import Network, choose_engines, find_networks
+from tercet.server.engines.trials import accelerated
 from tercet.server.log import Log
+from tercet.server.overlay import lay_out_repository
 from tercet.server.ports import reserved_ports
 from tercet.server.repository import Selection, select_models
 from tercet.server.runtime import (
@@ -43,8 +47,9 @@ class EmbeddedServer:
             client = tercet.Client(server.grpc_address)
 
     It listens on the loopback interface unless `host` says otherwise. The models whose weights exist, and the
-    ensembles whose steps all do, are served; once started, `models` names them and `left_out` gives, by name,
-    why the others are not. The endpoints that load models, share memory, trace or set logging are closed.
+    ensembles whose steps all do, are served; once started, `models` names them, `left_out` gives, by name,
+    why the others are not, and `engines` what runs each network whose engine could be chosen. The endpoints
+    that load models, share memory, trace or set logging are closed.
 
     Args:
         repository: the folder of models.
@@ -52,9 +57,15 @@ class EmbeddedServer:
         http_port, grpc_port, metrics_port: ports, 0 for any free one.
         models: names of the models to serve; None for all that can be.
         model_config_name: use each model's `configs/<name>.pbtxt` where it has one.
+        engine: what runs the lineup's networks on the processor. `onnxruntime`, `openvino-f32` or
+            `openvino-bf16` as they are; `openvino` or `auto`: the fastest of OpenVINO's, or of all, whose
+            answers are as good as ONNX Runtime's (`tercet.server.engines`), measured once and remembered
+            beside each network. None: what the environment variable TERCET_ENGINE says, or else `auto`.
+            Without the package openvino there is only `onnxruntime`.
         timeout: seconds within which every model must be ready.
         log_file: file that gets Triton's log; None keeps it only while the server runs.
         progress: called as models become ready.
+        tell: called with each line about the engines as they are tried.
         on_log: called with each line of Triton's log as it is written, from a thread of its own.
 
     Raises:
@@ -71,9 +82,11 @@ class EmbeddedServer:
         metrics_port: int = 0,
         models: Iterable[str] | None = None,
         model_config_name: str | None = None,
+        engine: str | None = None,
         timeout: float = 600.0,
         log_file: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
+        tell: Callable[[str], None] | None = None,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
         self.repository = Path(repository)
@@ -83,6 +96,9 @@ class EmbeddedServer:
         self.ports = {"HTTP": http_port, "gRPC": grpc_port, "metrics": metrics_port}
         self._wanted = None if models is None else tuple(models)
         self._model_config_name = model_config_name
+        self._engine = engine or os.environ.get("TERCET_ENGINE") or "auto"
+        self._tell = tell or (lambda line: None)
+        self.engines: dict[str, Trial] = {}
         self._timeout = timeout
         self._log_file = None if log_file is None else Path(log_file)
         self._progress = progress
@@ -130,11 +146,14 @@ class EmbeddedServer:
         selection = select_models(self.repository, self._wanted, self._model_config_name)
         installation = find_installation()
         sweep()
+        networks = find_networks(self.repository, selection.models, self._model_config_name)
+        self.engines = choose_engines(self.repository, networks, self._engine, self._tell)
         try:
             with reserved_ports(self.host, self.ports) as ports:
                 self.ports = ports
-                self.runtime, lock = create_runtime(installation, self.repository)
+                self.runtime, lock = create_runtime(installation)
                 try:
+                    self._lay_out(self.runtime / "repository", networks)
                     log = self._launch(installation, selection, lock)
                 finally:
                     os.close(lock)
@@ -226,6 +245,18 @@ class EmbeddedServer:
             # Spares a second Python process for each model, started only to complete its configuration.
             flags.append("--disable-auto-complete-config")
         return [str(binary), *flags, *(f"--load-model={name}" for name in selection.models)]
+
+    def _lay_out(self, folder: Path, networks: Mapping[str, Network]) -> None:
+        """Make the repository that Triton reads: the user's own where it is served as it is."""
+        changed = {name: trial.engine for name, trial in self.engines.items() if ENGINES[trial.engine]}
+        configurations = {
+            name: accelerated(networks[name].configuration, engine) for name, engine in changed.items()
+        }
+        if configurations:
+            engines = {name: trial.engine for name, trial in self.engines.items()}
+            lay_out_repository(folder, self.repository, configurations, engines)
+        else:
+            folder.symlink_to(self.repository.resolve())
 
     def _launch(self, installation: Installation, selection: Selection, lock: int) -> Log:
         """Start the guard, which starts Triton; both write to the log that is returned."""

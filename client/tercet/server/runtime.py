@@ -120,12 +120,12 @@ def _temporary_folder() -> Path:
     )
 
 
-def create_runtime(installation: Installation, repository: Path) -> tuple[Path, int]:
+def create_runtime(installation: Installation) -> tuple[Path, int]:
     """Lay out a server's private folder; return it and the descriptor whose lock says that the server lives.
 
     Its name begins the names of the server's shared memory. It holds the backends (copied: Triton refuses
-    links there), and links to the Python library and to the model repository (whose own path may have spaces,
-    which Triton's Python backend does not bear).
+    links there) and a link to the Python library. `repository` in it is for links to the models (whose own
+    path may have spaces, which Triton's Python backend does not bear).
     """
     parent = _temporary_folder()
     new = Path(tempfile.mkdtemp(prefix="tercet-new-", dir=parent))
@@ -143,7 +143,6 @@ def create_runtime(installation: Installation, repository: Path) -> tuple[Path, 
         shutil.copy(module, onnxruntime / module.name)
     (python / "triton_python_backend_stub").symlink_to(installation.stub)
     (libraries / installation.libpython.name).symlink_to(installation.libpython)
-    (runtime / "repository").symlink_to(repository.resolve())
     lay_out_python(runtime / "python")
     return runtime, lock
 
@@ -176,16 +175,23 @@ def processors() -> int:
         return bound  # no control groups, or no limit ("max")
 
 
+def thread_settings() -> dict[str, str]:
+    """Return the environment's variables that say how many threads a model's process may use."""
+    return {
+        "TERCET_THREADS": os.environ.get("TERCET_THREADS", str(processors())),
+        # Stubs are many: their numerical libraries should not each start a thread for every processor.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    }
+
+
 def environment(installation: Installation, runtime: Path) -> dict[str, str]:
     """Return the environment of the server and its stubs: ours, with the libraries and Python laid out."""
     ours = {
+        **thread_settings(),
         "PATH": os.pathsep.join([str(runtime / "python" / "bin"), os.environ.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(
             [str(runtime / "libraries"), str(installation.libraries), os.environ.get("LD_LIBRARY_PATH", "")]
         ).rstrip(os.pathsep),
-        "TERCET_THREADS": os.environ.get("TERCET_THREADS", str(processors())),
-        # Stubs are many: their numerical libraries should not each start a thread for every processor.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
     }
     return {**os.environ, **ours}
 
