@@ -32,10 +32,10 @@ class Target(Protocol):
 class Settings:
     """How long to measure, and when to believe it.
 
-    After `warm_up` seconds come windows of `window` seconds, or a multiple of it that has `least` answers (but
-    not past `longest_window` seconds), until the last three agree within `tolerance` in throughput and p95
-    latency; after `windows` of them the result is called not stable. An open loop sends nothing more while
-    `outstanding` requests are unanswered. `timeout` (seconds) is one request's.
+    After `warm_up` seconds come windows of `window` seconds, or a multiple of it that has `least` answers
+    (but not past `longest_window` seconds), until the last three agree within `tolerance` in throughput and
+    p95 latency; after `windows` of them the result is called not stable. An open loop sends nothing more
+    while `outstanding` requests are unanswered. `timeout` (seconds) is one request's.
     """
 
     warm_up: float = 2.0
