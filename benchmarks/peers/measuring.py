@@ -1,0 +1,78 @@
+"""One system under a closed loop for so many seconds."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.peers.running import Running
+from tercet.bench import processes
+from tercet.bench.load import ClosedLoop
+from tercet.bench.statistics import summarise
+from tercet.bench.values import Target
+
+__all__ = ["Load", "Measured", "measure"]
+
+
+@dataclass(frozen=True)
+class Load:
+    """So many clients, measured for so long after so long; seconds."""
+
+    clients: int
+    warm_up: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` found: a `Round` without its place."""
+
+    throughput: float
+    p50_ms: float
+    p99_ms: float
+    answers: int
+    failures: int
+    cores: float
+    memory_mb: int
+    load_average: float
+
+
+def measure(target: Target, load: Load, server: Running | None, timeout: float) -> Measured:
+    """Throughput and latency of `target`; at least one answer is waited for before and within the window."""
+    family: Sequence[int] = processes.tree(server.process.pid) if server else [os.getpid()]
+    loop = ClosedLoop(target, load.clients)
+    loop.start()
+    try:
+        wait(loop, load.warm_up, timeout)
+        loop.take()
+        started, used = time.perf_counter(), processes.cpu_seconds(family)
+        wait(loop, load.seconds, timeout)
+        answers, _, _ = loop.take()
+        elapsed = time.perf_counter() - started
+        used = processes.cpu_seconds(family) - used
+        memory = processes.resident(family)
+    finally:
+        loop.stop(timeout)
+    latencies = np.array([answer.latency for answer in answers if answer.failure is None])
+    latency = summarise(latencies) if len(latencies) else None
+    if loop.examples:
+        print(f"{target.name}: {loop.examples}", flush=True)
+    return Measured(
+        throughput=len(latencies) / elapsed,
+        p50_ms=latency.p50 if latency else 0.0,
+        p99_ms=latency.p99 if latency else 0.0,
+        answers=len(latencies),
+        failures=len(answers) - len(latencies),
+        cores=used / elapsed,
+        memory_mb=round(memory / 1e6),
+        load_average=os.getloadavg()[0],
+    )
+
+
+def wait(loop: ClosedLoop, seconds: float, timeout: float) -> None:
+    """So long, and longer until something was answered, but not past the timeout."""
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds or (not loop.waiting() and elapsed < timeout):
+        time.sleep(0.01)
