@@ -34,7 +34,7 @@ def install(name: str, folder: Path) -> Path:
         (site_packages(environment) / f"{BASE}.pth").write_text(f"{shared}\n")
     print(f"Installing {name} into {environment}", flush=True)
     # The file lists everything, so that nothing is left to resolve.
-    pip = [environment / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
+    pip = [f"{environment}/bin/python", "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "--no-deps", "--requirement", wanted], check=True)
     stamp.write_text(digest)
     return environment

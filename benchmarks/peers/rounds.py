@@ -134,6 +134,6 @@ def read(file: Path) -> list[Round]:
     kinds = {field.name: field.type for field in fields(Round)}
     with file.open(newline="") as opened:
         return [
-            Round(**{name: kinds[name](value) for name, value in row.items()})  # type: ignore[operator, arg-type]
+            Round(**{name: kinds[name](value) for name, value in row.items()})  # type: ignore[operator]
             for row in csv.DictReader(opened)
         ]

@@ -16,6 +16,7 @@ from benchmarks.peers.http import Post
 __all__ = ["PEERS", "SERVERS", "Peer"]
 
 SERVERS = Path(__file__).parent / "servers"
+TRANSFORMERS = "transformers (bf16 where the processor has it)"
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ PEERS: dict[str, Peer] = {
         text=lambda text: of_json("/text", {"text": text}),
         embedding=read_base64,
         threads=1,
-        settings="transformers (bf16 where the processor has it), 2 workers an endpoint of 1 thread, batches to 8 within 10 ms, fast queue: as "
-        "in its own benchmark on processors",
+        settings=f"{TRANSFORMERS}, 2 workers an endpoint of 1 thread, batches to 8 within 10 ms, fast queue: "
+        "as in its own benchmark on processors",
     ),
     "bentoml": Peer(
         command=lambda programs, _, port: (
@@ -108,7 +109,7 @@ PEERS: dict[str, Peer] = {
         text=lambda text: of_json("/texts", {"items": [text]}),
         embedding=lambda answer: np.array(json.loads(answer)[0], np.float32),
         threads=1,
-        settings="transformers (bf16 where the processor has it), a worker a core of 1 thread, adaptive batching to 16",
+        settings=f"{TRANSFORMERS}, a worker a core of 1 thread, adaptive batching to 16",
         environment={"BENTOML_DO_NOT_TRACK": "True"},
     ),
     "fastapi": Peer(
@@ -122,6 +123,6 @@ PEERS: dict[str, Peer] = {
         text=lambda text: of_json("/text", {"text": text}),
         embedding=read_base64,
         threads=1,
-        settings="transformers (bf16 where the processor has it), 2 uvicorn workers of 1 thread, no batching",
+        settings=f"{TRANSFORMERS}, 2 uvicorn workers of 1 thread, no batching",
     ),
 }
