@@ -1,7 +1,7 @@
 """The plans: how each composition gets from a reference and a modification to vectors.
 
 A plan is a generator that yields lists of needs, is sent the list of their answers, and returns a
-`ComposedQuery`. It does no input or output. `PseudoTokenNeed` comes before the texts that use its answer.
+`ComposedQuery`. It asks no server itself. `PseudoTokenNeed` comes before the texts that use its answer.
 """
 
 from collections.abc import Generator, Sequence

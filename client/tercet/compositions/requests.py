@@ -59,27 +59,18 @@ def chosen(
     """The composition and its settings, of the arguments of `Client.compose_queries`.
 
     Raises:
-        InputError, TextError: as `make_settings` does; `background` or `template` beside a whole `Settings`.
+        InputError, TextError: as `make_settings` does; `background` or `template` is in `settings`, too.
     """
     named = {"background": background, "template": template}
     extra: dict[str, Value] = {name: value for name, value in named.items() if value is not None}
     recipe = recipe_of(composition)
+    twice = [name for name in extra if isinstance(settings, Settings) or name in (settings or {})]
+    if twice:
+        raise InputError(f"{' and '.join(twice)} is in the settings already; set it there alone")
     if isinstance(settings, Settings):
-        if extra:
-            raise InputError(f"{' and '.join(extra)} is in the settings already; set it there alone")
         recipe.check(settings)
         return recipe, settings
     return recipe, make_settings(composition, {**(settings or {}), **extra})
-
-
-def memory_key(need: Need, reference: Reference | None, lineup: Lineup, foreground: bool) -> str | None:
-    """What an `AnswerMemory` calls the answer to a need; None for those that are not worth remembering.
-
-    Captions, embeddings and pseudo-tokens of pictures are dear, texts cheap and mostly new.
-    """
-    if reference is None or isinstance(need, TextNeed | RewriteNeed):
-        return None
-    return f"{lineup.fingerprint}|{reference.digest}|{need.key}|{foreground}"
 
 
 def request_of(

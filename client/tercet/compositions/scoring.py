@@ -1,7 +1,7 @@
 """A composed query: its vectors, and how their similarities to a candidate become one score."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -109,6 +109,7 @@ class ComposedQuery:
     background_reason: why, in a few words.
     exclusion: near-duplicates of the reference to leave out, or None.
     notes: what did not go as asked, such as a language model that failed.
+    texts: all that were embedded to be searched with, `composition`'s first.
     """
 
     vectors: Vector
@@ -119,7 +120,7 @@ class ComposedQuery:
     background_reason: str = ""
     exclusion: Exclusion | None = None
     notes: tuple[str, ...] = ()
-    texts: tuple[str, ...] = field(default=())
+    texts: tuple[str, ...] = ()
 
     @property
     def embedding(self) -> Vector:

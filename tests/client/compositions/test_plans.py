@@ -266,6 +266,8 @@ def test_settings_may_be_given_by_name_or_whole(connect: Connect) -> None:
         client.compose_queries(PICTURE, "x", composition="slerp", settings=whole, template="modification")
     with pytest.raises(InputError, match="background and template is in the settings already"):
         client.compose_queries(PICTURE, "x", settings=Settings(), background="keep", template="photo")
+    with pytest.raises(InputError, match="background is in the settings already"):
+        client.compose_queries(PICTURE, "x", settings={"background": "keep"}, background="remove")
     with pytest.raises(InputError, match="no composition 'mean'"):
         client.compose_queries(PICTURE, "x", composition="mean")
     with pytest.raises(InputError, match="does not read 'background'"):
