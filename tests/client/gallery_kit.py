@@ -15,7 +15,7 @@ from PIL import Image
 from tercet import testing
 from tercet.client import Client
 from tercet.errors import PictureError, ServerUnreachable
-from tercet.index import build, build_index, storage
+from tercet.index import build_index, proposals, storage
 from tercet.index.sources import PictureFile
 
 DIMENSION = testing.DIMENSION
@@ -52,7 +52,14 @@ def reading_answer(model: str, inputs: Mapping[str, np.ndarray]) -> Mapping[str,
     return testing.answer(model, inputs)
 
 
-def write_index(path: Path, vectors: np.ndarray, *, shard_size: int, kind: str = "exact") -> None:
+def write_index(
+    path: Path,
+    vectors: np.ndarray,
+    *,
+    shard_size: int,
+    kind: str = "exact",
+    segment: int = proposals.SEGMENT,
+) -> None:
     """Write `vectors` [N, D] as the index of N pictures that need not exist: `g/0000000.png` and so on."""
     (path / storage.SHARDS).mkdir(parents=True)
     with storage.ShardWriter(path, "e" * 64, shard_size) as writer:
@@ -61,9 +68,13 @@ def write_index(path: Path, vectors: np.ndarray, *, shard_size: int, kind: str =
     shards = [storage.recover_shard(path, name) for name in writer.names]
     records = tuple(storage.record_shard(path, shard) for shard in shards if shard is not None)
     dimension = vectors.shape[1]
-    graph = build._graph(path, records, dimension, None, lambda _: None) if kind == "hnsw" else None
-    catalogue = storage.Catalogue("e" * 64, dimension, str(path.parent.resolve()), records, graph)
-    storage.write_catalogue(path, catalogue)
+    graph, codes = None, []
+    if kind == "hnsw":
+        graph = proposals.build_graph(path, records, dimension, (), lambda _: None)
+    elif kind == "quantised":
+        codes = proposals.build_codes(path, records, dimension, (), lambda _: None, segment=segment)
+    root = str(path.parent.resolve())
+    storage.write_catalogue(path, storage.Catalogue("e" * 64, dimension, root, records, graph, tuple(codes)))
 
 
 class CountingClient(Client):

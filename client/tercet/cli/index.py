@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +13,16 @@ from tercet.cli.console import DEFAULT_SERVER, ServerOption, connect, printable,
 
 if TYPE_CHECKING:
     from tercet.index import BuildProgress
+
+
+class SearchKind(StrEnum):
+    """How an index is searched."""
+
+    auto = "auto"
+    exact = "exact"
+    hnsw = "hnsw"
+    quantised = "quantised"
+
 
 LISTED = 5
 """Skipped pictures that are shown; the file has them all."""
@@ -29,13 +40,16 @@ def index(
         Path | None,
         typer.Option("--output", "-o", metavar="INDEX", help="The index.", show_default="FOLDER.tercet"),
     ] = None,
+    kind: Annotated[
+        SearchKind | None,
+        typer.Option(
+            help="How to search; auto: by size, dimension and memory.",
+            show_default="what was asked for last; auto if new",
+        ),
+    ] = None,
     hnsw: Annotated[
         bool | None,
-        typer.Option(
-            "--hnsw/--exact",
-            help="Search by an HNSW graph, for millions of pictures, or exactly.",
-            show_default="as it was; exact if new",
-        ),
+        typer.Option("--hnsw/--exact", help="Short for --kind hnsw and --kind exact.", show_default=False),
     ] = None,
     rebuild: Annotated[
         bool, typer.Option(help="Embed everything again, as another encoder requires.")
@@ -47,6 +61,10 @@ def index(
     Run it again after adding, changing or deleting pictures: only what is new or changed is embedded. Stopped
     or killed, it goes on where it was. Pictures that cannot be read are skipped and listed in
     INDEX/skipped.jsonl.
+
+    A gallery of up to about 200,000 pictures is searched exactly, a larger one by codes of 4 bits for every
+    two dimensions, whose best are compared exactly; what is chosen, and why, is printed. --kind chooses
+    otherwise.
 
     **Examples**
 
@@ -62,10 +80,13 @@ def index(
         if source == "-":
             raise typer.BadParameter("a list on standard input has no name: give the index one with --output")
         output = Path(source.rstrip("/") + ".tercet")
-    kind: Literal["exact", "hnsw"] | None = None if hnsw is None else "hnsw" if hnsw else "exact"
+    if kind is not None and hnsw is not None:
+        raise typer.BadParameter("give --kind, --hnsw or --exact, not two of them")
+    asked: Literal["auto", "exact", "hnsw", "quantised"] | None
+    asked = kind.value if kind else None if hnsw is None else "hnsw" if hnsw else "exact"
     try:
         with connect(server) as client, progress_bar() as show:
-            report = build_index(source, output, client, kind=kind, rebuild=rebuild, on_progress=show)
+            report = build_index(source, output, client, kind=asked, rebuild=rebuild, on_progress=show)
     except KeyboardInterrupt as stopped:
         print("Stopped.", *getattr(stopped, "__notes__", []), sep="\n", file=sys.stderr)
         raise typer.Exit(130) from None

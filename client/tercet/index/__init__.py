@@ -2,6 +2,16 @@
 
 from tercet.index.build import BuildProgress, IndexReport, build_index
 from tercet.index.gallery import GalleryIndex
+from tercet.index.kinds import Choice, Kind, choose_kind
 from tercet.index.sources import SkippedPicture
 
-__all__ = ["BuildProgress", "GalleryIndex", "IndexReport", "SkippedPicture", "build_index"]
+__all__ = [
+    "BuildProgress",
+    "Choice",
+    "GalleryIndex",
+    "IndexReport",
+    "Kind",
+    "SkippedPicture",
+    "build_index",
+    "choose_kind",
+]

@@ -5,29 +5,27 @@ pictures that can be trusted in them, and only the others are embedded. The cata
 until then the index stays searchable as it was.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from tercet.errors import (
-    GalleryIndexError,
     IndexDamaged,
     IndexMismatch,
     InferenceError,
     InputError,
     TercetError,
 )
-from tercet.index import storage
+from tercet.index import proposals, storage
+from tercet.index.kinds import Choice, Kind, choose_kind, machine_memory
 from tercet.index.sources import PictureFile, SkippedPicture, Source, list_pictures
-from tercet.index.storage import Catalogue, GraphRecord, Kind, RecoveredShard, ShardRecord, ShardWriter
+from tercet.index.storage import Catalogue, RecoveredShard, ShardRecord, ShardWriter
 
 SHARD_SIZE = 4096
 UNIT_TOLERANCE = 0.01
@@ -35,9 +33,6 @@ UNIT_TOLERANCE = 0.01
 
 REFUSALS_IN_A_ROW = 16
 """So many pictures refused by the model one after the other are the server's fault, not the pictures'."""
-
-# FAISS's own default of neighbours; its default effort of 40 loses recall.
-GRAPH_NEIGHBOURS, GRAPH_BUILD_EFFORT = 32, 128
 
 
 class HasEncoderFingerprint(Protocol):
@@ -62,7 +57,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class BuildProgress:
-    """How far a build is: pictures embedded or skipped, or vectors added to the HNSW graph, of `total`."""
+    """How far a build is: pictures embedded or skipped, or vectors in the graph or codes, of `total`."""
 
     step: str
     done: int
@@ -72,10 +67,14 @@ class BuildProgress:
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What a build did. `kept` pictures were there already, `removed` ones have left the gallery."""
+    """What a build did. `kept` pictures were there already, `removed` ones have left the gallery.
+
+    `kind` is how the index is searched, and `reason` why so.
+    """
 
     index: Path
     kind: Kind
+    reason: str
     pictures: int
     embedded: int
     kept: int
@@ -87,7 +86,8 @@ class IndexReport:
         rate = f", {self.embedded / self.seconds:,.0f} a second" if self.embedded else ""
         return (
             f"{self.pictures:,} pictures in {self.index}: {self.embedded:,} embedded, {self.kept:,} kept, "
-            f"{self.removed:,} removed, {len(self.skipped):,} skipped; {self.seconds:.1f} s{rate}"
+            f"{self.removed:,} removed, {len(self.skipped):,} skipped; {self.seconds:.1f} s{rate}\n"
+            f"Search is {self.kind}: {self.reason}"
         )
 
 
@@ -96,7 +96,7 @@ def build_index(
     path: str | os.PathLike[str],
     client: Encoder,
     *,
-    kind: Kind | None = None,
+    kind: Kind | Literal["auto"] | None = None,
     rebuild: bool = False,
     shard_size: int = SHARD_SIZE,
     on_progress: Callable[[BuildProgress], None] | None = None,
@@ -107,8 +107,10 @@ def build_index(
         source: a folder, a text file with one path a line, `-` for such a list on standard input, or paths.
         path: the index, a folder; created if missing.
         client: embeds the pictures, normally a `tercet.Client`.
-        kind: "exact", or "hnsw" for an approximate graph beside the vectors; None: as it was, exact if new.
-            A graph is built in memory, 4 D + 300 bytes a picture, from scratch whenever the pictures change.
+        kind: how to search: "exact"; "quantised" for codes in memory, D/4 bytes a picture, that propose what
+            is compared exactly; "hnsw" for a graph that does, built in memory, 4 D + 300 bytes a picture, and
+            from scratch whenever the pictures change; "auto" for what fits size, dimension and memory. None:
+            what was asked for last, "auto" if new.
         rebuild: embed everything again, also with another encoder; the old index stays until the new is done.
         shard_size: pictures a shard.
         on_progress: called after every picture.
@@ -155,17 +157,38 @@ def build_index(
         records, dimension = _pack(
             index, shards + _recover(index, writer.names), wanted, encoder_fingerprint, shard_size
         )
-        graph = None
-        kind = kind or (old.kind if old else "exact")
-        if kind == "hnsw":
-            graph = _graph(index, records, dimension, old.graph if old else None, report_progress)
-        storage.write_catalogue(
-            index, Catalogue(encoder_fingerprint, dimension, str(listing.root), tuple(records), graph)
+        asked = kind or (old.asked if old else "auto")
+        chosen = _chosen(asked, kept + embedded, dimension)
+        graph, codes = None, []
+        if chosen.kind == "hnsw":
+            before = [old.graph] if old and old.graph else []
+            graph = proposals.build_graph(
+                index, records, dimension, before, _step("graph", kept + embedded, report_progress)
+            )
+        elif chosen.kind == "quantised":
+            codes = proposals.build_codes(
+                index,
+                records,
+                dimension,
+                old.codes if old else (),
+                _step("codes", kept + embedded, report_progress),
+            )
+        catalogue = Catalogue(
+            encoder_fingerprint, dimension, str(listing.root), tuple(records), graph, tuple(codes), asked
         )
-        _sweep(index, records, graph)
+        storage.write_catalogue(index, catalogue)
+        _sweep(index, catalogue)
     gone = {picture.name for shard in shards for picture in shard.pictures if picture} - wanted.keys()
     return IndexReport(
-        index, kind, kept + embedded, embedded, kept, len(gone), tuple(skipped), time.monotonic() - started
+        index,
+        chosen.kind,
+        chosen.reason,
+        kept + embedded,
+        embedded,
+        kept,
+        len(gone),
+        tuple(skipped),
+        time.monotonic() - started,
     )
 
 
@@ -295,43 +318,27 @@ def _pack(
     return [storage.record_shard(index, shard) for shard in final], dimensions.pop()
 
 
-def _graph(
-    index: Path,
-    records: Sequence[ShardRecord],
-    dimension: int,
-    old: GraphRecord | None,
-    on_progress: Callable[[BuildProgress], None],
-) -> GraphRecord:
-    """The HNSW graph of the shards' vectors: the old one if it is whole and theirs, else a new one."""
-    rows = hashlib.sha256("".join(record.vectors_sha256 for record in records).encode()).hexdigest()
-    path = index / f"graph-{rows[:16]}.faiss"
-    if old is not None and old.rows == rows and path.exists() and storage.file_sha256(path) == old.sha256:
-        return old
-    total = sum(record.count for record in records)
-    graph = faiss.IndexHNSWFlat(dimension, GRAPH_NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efConstruction = GRAPH_BUILD_EFFORT
-    for record in records:
-        graph.add(np.ascontiguousarray(storage.map_vectors(index, record.name, dimension)))
-        on_progress(BuildProgress("graph", graph.ntotal, total, 0))
-    unfinished = path.with_name(path.name + ".partial")
-    try:
-        faiss.write_index(graph, str(unfinished))
-    except RuntimeError as error:
-        raise GalleryIndexError(f"cannot write {unfinished}: {error}; make room and run again") from None
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    return GraphRecord(path.name, storage.file_sha256(path), rows)
+def _chosen(asked: Kind | Literal["auto"], pictures: int, dimension: int) -> Choice:
+    if asked == "auto":
+        return choose_kind(pictures, dimension, machine_memory())
+    return Choice(asked, "as asked for")
 
 
-def _sweep(index: Path, records: Sequence[ShardRecord], graph: GraphRecord | None) -> None:
+def _step(step: str, total: int, on_progress: Callable[[BuildProgress], None]) -> Callable[[int], None]:
+    return lambda done: on_progress(BuildProgress(step, done, total, 0))
+
+
+def _sweep(index: Path, catalogue: Catalogue) -> None:
     """Delete what the catalogue no longer names; a search that has it open keeps it."""
-    names = {record.name for record in records}
+    names = {record.name for record in catalogue.shards}
+    proposers = {record.file for record in (catalogue.graph, *catalogue.codes) if record}
     files = [
         path
         for path in (index / storage.SHARDS).iterdir()
         if path.stem.isdecimal() and path.stem not in names
     ]
-    files += [path for path in index.glob("graph-*") if graph is None or path.name != graph.file]
+    files += [
+        path for kind in ("graph", "codes") for path in index.glob(f"{kind}-*") if path.name not in proposers
+    ]
     for path in files:
         path.unlink()

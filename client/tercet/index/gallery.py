@@ -1,16 +1,16 @@
 """Searching an index: which pictures of the gallery lie nearest to a query's embedding.
 
-FAISS proposes, in float32 over memory-mapped blocks or through the HNSW graph. The proposals are then scored
-in float64, so that a score depends on its query and picture alone: equal pictures score equal, in row order.
+Candidates are proposed in float32, by matrix products over memory-mapped blocks, or by a graph or codes. Then
+they are scored in float64, so that a score depends on its query and picture alone: equal pictures score
+equal, in row order.
 """
 
 import functools
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,19 +19,19 @@ from tercet.errors import IndexDamaged, IndexMismatch, InputError
 from tercet.index import storage
 from tercet.index.build import UNIT_TOLERANCE
 from tercet.index.composed import Contest, scan
+from tercet.index.exact import best
+from tercet.index.proposals import Proposer, open_proposer
 from tercet.index.storage import Catalogue
 
 MARGIN = 32
-"""Candidates that FAISS is asked for beyond those wanted, to settle near-ties among them."""
+"""Candidates that exact search takes beyond those wanted, to settle near-ties among them."""
 
 PROPOSALS_AT_ONCE = 2**21
 """Bounds the memory of a search: queries times candidates that are held at once."""
 
 QUERIES_AT_ONCE = 256
-# FAISS's default of 16 loses much recall, the more as queries made of text lie outside the pictures' cloud.
-GRAPH_SEARCH_EFFORT = 128
-GRAPH_PROPOSALS = 1000
-"""Candidates, at least, that the graph proposes for each vector of a query that is scored by several."""
+PROPOSALS_A_VECTOR = 1000
+"""Candidates, at least, that are proposed for each vector of a query that is scored by several."""
 
 
 class GalleryIndex:
@@ -41,7 +41,12 @@ class GalleryIndex:
     """
 
     def __init__(
-        self, catalogue: Catalogue, root: Path, names: list[str], blocks: list[NDArray], graph: Any
+        self,
+        catalogue: Catalogue,
+        root: Path,
+        names: list[str],
+        blocks: list[NDArray],
+        proposer: Proposer | None,
     ) -> None:
         self.encoder_fingerprint = catalogue.encoder_fingerprint
         self.dimension = catalogue.dimension
@@ -50,7 +55,7 @@ class GalleryIndex:
         self.names = names
         self._blocks = blocks
         self._starts = np.cumsum([0] + [len(block) for block in blocks])
-        self._graph = graph
+        self._proposer = proposer
 
     @classmethod
     def load(
@@ -83,13 +88,14 @@ class GalleryIndex:
                     "the lineup it was built with, or embed the gallery anew: tercet index --rebuild"
                 )
             try:
-                names, blocks, graph = _open(index, catalogue, verify)
+                names, blocks = _open(index, catalogue, verify)
+                proposer = open_proposer(index, catalogue, verify)
             except IndexDamaged:
                 if storage.read_catalogue(index) == catalogue:
                     raise
                 # A build has replaced the index meanwhile: open the new one.
             else:
-                return cls(catalogue, Path(catalogue.root if root is None else root), names, blocks, graph)
+                return cls(catalogue, Path(catalogue.root if root is None else root), names, blocks, proposer)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -113,10 +119,11 @@ class GalleryIndex:
 
     def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The embeddings of `rows` [N], f32 [N, dimension]."""
-        block_of = np.searchsorted(self._starts, rows, side="right") - 1
         vectors = np.empty((len(rows), self.dimension), np.float32)
-        for block in np.unique(block_of):
-            of_block = block_of == block
+        order = np.argsort(rows, kind="stable")
+        ends = np.searchsorted(rows[order], self._starts)
+        for block in np.flatnonzero(ends[1:] > ends[:-1]):
+            of_block = order[ends[block] : ends[block + 1]]
             vectors[of_block] = self._blocks[block][rows[of_block] - self._starts[block]]
         return vectors
 
@@ -173,10 +180,10 @@ class GalleryIndex:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return the best `k` pictures of each composed query, best first: scores and rows.
 
-        Those that `search` cannot answer are scored exactly over the whole gallery. With a graph it is what
-        the graph proposes for each of their vectors that is scored exactly: a picture that is near none of
-        them is not found. Near-duplicates of the reference (`ComposedQuery.exclusion`) are left out besides
-        `exclude`.
+        Those that `search` cannot answer are scored exactly over the whole gallery. With a graph or
+        codes it is what these propose for each of their vectors that is scored exactly: a picture that is
+        near none of them is not found. Near-duplicates of the reference (`ComposedQuery.exclusion`) are left
+        out besides `exclude`.
 
         Args, returns and raises as `search` does; a score is what the query's scoring makes of it.
         """
@@ -211,12 +218,11 @@ class GalleryIndex:
         return scores, rows
 
     def _rank_proposed(self, contest: Contest) -> bool:
-        """Rank what the graph proposes for the contest's vectors; False where it proposes too few."""
-        depth = max(GRAPH_PROPOSALS, 4 * contest.k)
-        if self._graph is None or depth >= len(self):
+        """Rank what is proposed for the contest's vectors; False where that is too little."""
+        depth = max(PROPOSALS_A_VECTOR, 4 * contest.k)
+        if self._proposer is None or depth >= len(self):
             return False
-        effort = faiss.SearchParametersHNSW(efSearch=2 * depth)  # type: ignore[attr-defined]
-        _, proposals = self._graph.search(contest.vectors, depth, params=effort)
+        proposals = self._proposer.propose(contest.vectors, depth)
         rows = np.unique(proposals[proposals >= 0])
         return contest.rank(rows, self.vectors(rows))
 
@@ -261,24 +267,23 @@ class GalleryIndex:
     ) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.int64]]]:
         """Per query its number, and scores and rows of its best `depth` pictures or more, best first."""
         remaining: Sequence[int] = range(len(queries))
-        if self._graph is not None:
+        if self._proposer is not None:
             remaining = []
             for numbers in _chunks(range(len(queries)), depth):
-                effort = faiss.SearchParametersHNSW(efSearch=max(GRAPH_SEARCH_EFFORT, 2 * depth))  # type: ignore[attr-defined]
-                _, proposals = self._graph.search(queries[numbers], depth, params=effort)
+                proposals = self._proposer.propose(queries[numbers], depth)
                 for number, rows in zip(numbers, proposals, strict=True):
-                    if rows.min() < 0:
-                        remaining.append(number)  # The graph reached too few: ask exactly.
+                    if np.count_nonzero(rows >= 0) < depth:
+                        remaining.append(number)  # A graph may reach too few: ask exactly.
                     else:
-                        yield number, *self._rank(queries[number], rows)
+                        yield number, *self._rank(queries[number], rows[rows >= 0], depth)
         asked = depth
         while remaining:
             asked = min(asked + MARGIN, len(self))
             unsettled = []
             for numbers in _chunks(remaining, asked):
-                proposed, proposals = self._scan(queries[numbers], asked)
+                proposed, proposals = best(queries[numbers], self._blocks, asked)
                 for number, floor, rows in zip(numbers, proposed.min(axis=1), proposals, strict=True):
-                    scores, rows = self._rank(queries[number], rows)
+                    scores, rows = self._rank(queries[number], rows, depth)
                     # By the rounding of a float32 inner product of unit vectors.
                     highest_outside = floor + self.dimension * 2.0**-23
                     if asked == len(self) or highest_outside < scores[depth - 1]:
@@ -289,23 +294,20 @@ class GalleryIndex:
             asked *= 4
 
     def _rank(
-        self, query: NDArray[np.float32], rows: NDArray[np.int64]
+        self, query: NDArray[np.float32], rows: NDArray[np.int64], depth: int
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Scores and rows of the best `depth` of some rows, or more, best first."""
         rows = np.sort(rows)
+        vectors = self.vectors(rows)
+        if len(rows) > depth:
+            # What float32 tells apart need not be scored again.
+            rough = vectors @ query
+            floor = np.partition(rough, -depth)[-depth] - self.dimension * 2.0**-22
+            rows, vectors = rows[rough >= floor], vectors[rough >= floor]
         # Multiply and sum row by row: a matrix product may round equal rows differently.
-        scores = (self.vectors(rows) * query.astype(np.float64)).sum(axis=1)
+        scores = (vectors * query.astype(np.float64)).sum(axis=1)
         order = np.argsort(-scores, kind="stable")
         return scores[order], rows[order]
-
-    def _scan(
-        self, queries: NDArray[np.float32], count: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        heap = faiss.ResultHeap(len(queries), count, keep_max=True)
-        for start, block in zip(self._starts, self._blocks, strict=False):
-            scores, rows = faiss.knn(queries, block, min(count, len(block)), faiss.METRIC_INNER_PRODUCT)
-            heap.add_result(scores, rows + start)
-        heap.finalize()
-        return heap.D, heap.I
 
 
 def _chunks(numbers: Sequence[int], candidates: int) -> Iterator[list[int]]:
@@ -314,7 +316,7 @@ def _chunks(numbers: Sequence[int], candidates: int) -> Iterator[list[int]]:
         yield list(numbers[start : start + size])
 
 
-def _open(index: Path, catalogue: Catalogue, verify: bool) -> tuple[list[str], list[NDArray], Any]:
+def _open(index: Path, catalogue: Catalogue, verify: bool) -> tuple[list[str], list[NDArray]]:
     names: list[str] = []
     blocks = []
     for record in catalogue.shards:
@@ -330,13 +332,4 @@ def _open(index: Path, catalogue: Catalogue, verify: bool) -> tuple[list[str], l
             raise storage.damaged(path, f"it holds {len(block)} vectors, the catalogue says {record.count}")
         blocks.append(block)
         names += storage.read_names(index, record)
-    graph = None
-    if catalogue.graph is not None:
-        path = index / catalogue.graph.file
-        if verify:
-            storage.check_file(path, catalogue.graph.sha256)
-        try:
-            graph = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise storage.damaged(path, str(error)) from None
-    return names, blocks, graph
+    return names, blocks

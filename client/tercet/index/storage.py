@@ -7,7 +7,8 @@ r"""The files of an index, and what makes them survive a kill at any moment and 
     ├── shards/
     │   ├── 000001.f32    float32 vectors one after the other [count, dimension], memory-mapped
     │   └── 000001.jsonl  a header, then a line per vector: its file's name, size and modification time
-    ├── graph-<id>.faiss  the HNSW graph, if chosen
+    ├── graph-<id>.faiss  the HNSW graph, or
+    ├── codes-<id>.faiss  the codes of a segment of the shards, if chosen
     ├── skipped.jsonl     files left out, with the reason
     └── lock              held by the one process that may write
 
@@ -32,13 +33,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tercet.errors import GalleryIndexError, IndexDamaged
+from tercet.index.kinds import Kind
 from tercet.index.sources import PictureFile, SkippedPicture
 
 FORMAT = 1
 CATALOGUE, SHARDS, SKIPPED, LOCK = "index.json", "shards", "skipped.jsonl", "lock"
 SYNC_SECONDS = 5.0
-
-Kind = Literal["exact", "hnsw"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class ShardRecord:
 
 
 @dataclass(frozen=True)
-class GraphRecord:
-    """The HNSW graph in the catalogue; `rows` identifies the shards, in order, that it was built from."""
+class ProposerRecord:
+    """A graph or a segment of codes in the catalogue; `rows` identifies the shards it was built from."""
 
     file: str
     sha256: str
@@ -62,18 +62,24 @@ class GraphRecord:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What is in the index: row r is the r-th vector of the shards in order; names are relative to `root`."""
+    """What is in the index: row r is the r-th vector of the shards in order; names are relative to `root`.
+
+    `asked` is the kind of search that was asked for, which stays when the gallery changes; at most one of
+    `graph` and `codes` is there.
+    """
 
     encoder_fingerprint: str
     dimension: int
     root: str
     shards: tuple[ShardRecord, ...]
-    graph: GraphRecord | None
+    graph: ProposerRecord | None = None
+    codes: tuple[ProposerRecord, ...] = ()
+    asked: Kind | Literal["auto"] = "auto"
 
     @property
     def kind(self) -> Kind:
         """How the index is searched."""
-        return "exact" if self.graph is None else "hnsw"
+        return "hnsw" if self.graph else "quantised" if self.codes else "exact"
 
 
 @dataclass(frozen=True)
@@ -370,7 +376,10 @@ def read_catalogue(index: Path) -> Catalogue:
         )
     shards = tuple(ShardRecord(**shard) for shard in body.pop("shards"))
     graph = body.pop("graph")
-    return Catalogue(shards=shards, graph=graph and GraphRecord(**graph), **body)
+    codes = tuple(ProposerRecord(**segment) for segment in body.pop("codes", ()))
+    # Catalogues without this come from when a graph was only made where it was asked for.
+    asked = body.pop("asked", "hnsw" if graph else "auto")
+    return Catalogue(shards=shards, graph=graph and ProposerRecord(**graph), codes=codes, asked=asked, **body)
 
 
 def _body_sha256(body: Mapping[str, object]) -> str:
