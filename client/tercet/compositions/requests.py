@@ -73,6 +73,16 @@ def chosen(
     return recipe, make_settings(composition, {**(settings or {}), **extra})
 
 
+def memory_key(need: Need, reference: Reference | None, lineup: Lineup, foreground: bool) -> str | None:
+    """What an `AnswerMemory` calls the answer to a need; None for those that are not worth remembering.
+
+    Captions, embeddings and pseudo-tokens of pictures are dear, texts cheap and mostly new.
+    """
+    if reference is None or isinstance(need, TextNeed | RewriteNeed):
+        return None
+    return f"{lineup.fingerprint}|{reference.digest}|{need.key}|{foreground}"
+
+
 def request_of(
     need: Need,
     reference: Reference | None,
