@@ -35,6 +35,7 @@ from tercet.bench.processes import describe_machine
 from tercet.bench.targets import Inputs
 from tercet.bench.values import Target
 from tercet.client import Client
+from tercet.errors import TercetError
 
 ARCHITECTURES = {"ViT-B/32": "ViT-B-32-quickgelu", "ViT-L/14": "ViT-L-14-quickgelu"}
 EMBEDDING = {"embed_image": "image", "embed_text": "text"}
@@ -122,7 +123,7 @@ def measure_all(arguments: argparse.Namespace) -> tuple[list[Round], dict[str, s
                     continue
                 running.callback(servers[name].end)
             for target in targets:
-                systems = embedding_systems(target, inputs, tercet, servers)
+                systems = embedding_systems(target, inputs, tercet, servers, not_run)
                 load = Load(CLIENTS, min(3.0, arguments.seconds), arguments.seconds)
                 everyone = [tercet, *servers.values()]
                 rows += taking_turns(network, target, load, systems, everyone, arguments.rounds)
@@ -145,9 +146,12 @@ def address(tercet: Running) -> str:
 
 
 def embedding_systems(
-    target: str, inputs: Inputs, tercet: Running, servers: dict[str, Running]
+    target: str, inputs: Inputs, tercet: Running, servers: dict[str, Running], not_run: dict[str, str]
 ) -> list[System]:
-    """Tercet and every peer that runs, each with the cosine of its embeddings to Tercet's."""
+    """Tercet and every peer that answers, each with the cosine of its embeddings to Tercet's.
+
+    Why one does not answer is put into `not_run`.
+    """
     pictures, texts = inputs.pictures[:COMPARED], inputs.texts[:COMPARED]
     everyone = [tercet, *servers.values()]
     with awake(tercet, everyone):
@@ -158,7 +162,12 @@ def embedding_systems(
         connection = HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
         with awake(server, everyone), contextlib.closing(connection):
             asked = pictures if target == "embed_image" else texts
-            found = [PEERS[name].embedding(post(connection, make(item))) for item in asked]
+            try:
+                found = [PEERS[name].embedding(post(connection, make(item))) for item in asked]
+            except TercetError as error:
+                not_run[name] = f"{target}: {error}"
+                print(f"{name} is left out of {target}: {error}", flush=True)
+                continue
         cosine = least_cosine(expected, np.array(found))
         posts = [make(item) for item in (inputs.pictures if target == "embed_image" else inputs.texts)]
         load_on = partial(HttpTarget, name, server.port, posts, CLIENTS, TIMEOUT)
