@@ -12,7 +12,9 @@ import io
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import open_clip
@@ -32,6 +34,8 @@ from tercet_export.networks.isnet import ISNet, ISNetConfig
 SCENE, VIEW, TOKENS = 1024, 224, 20
 ARCH = "ViT-B-32-quickgelu"
 SPECIALS = 104  # ids below are no words
+GATHERING = 0.05
+"""Seconds to wait for another query of a batch: next to nothing beside what a batch takes."""
 
 
 class Researcher:
@@ -102,21 +106,26 @@ class ResearcherTarget:
         self.name = name
         self._researcher, self._batch = researcher, batch
         self._pictures, self._texts = make_pictures(), make_texts()
-        self._waiting: list[tuple[int, Done]] = []
+        self._waiting: SimpleQueue[tuple[int, Done]] = SimpleQueue()
         self._pool = ThreadPoolExecutor(1, "researcher")
 
     def send(self, number: int, done: Done) -> None:
-        """Ask one query; it is computed once there are as many as make a batch."""
-        self._waiting.append((number, done))
-        if len(self._waiting) == self._batch:
-            waiting, self._waiting = self._waiting, []
-            self._pool.submit(self._compute, waiting)
+        """Ask one query."""
+        self._waiting.put((number, done))
+        self._pool.submit(self._compute)
 
     def close(self) -> None:
         """Nothing more is computed."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _compute(self, waiting: Sequence[tuple[int, Done]]) -> None:
+    def _compute(self) -> None:
+        """Answer as many as wait, at most a batch."""
+        waiting: list[tuple[int, Done]] = []
+        with suppress(Empty):
+            while len(waiting) < self._batch:
+                waiting.append(self._waiting.get(timeout=GATHERING))
+        if not waiting:
+            return
         failure = None
         try:
             files = [self._pictures[number % len(self._pictures)] for number, _ in waiting]

@@ -14,6 +14,7 @@ import transformers
 
 from benchmarks.peers import environments, measuring, report, rounds, systems
 from benchmarks.peers.http import HttpTarget, Post
+from benchmarks.peers.researcher import ResearcherTarget
 from benchmarks.peers.rounds import OURS, Round
 from benchmarks.peers.weights import as_hugging_face, clip_config
 from tercet_export.networks.clip import Architecture, build
@@ -170,3 +171,22 @@ def test_both_layouts_of_clip_give_the_same_embeddings(monkeypatch):
     for mine, other in pairs:
         unit = torch.nn.functional.normalize(mine, dim=-1)
         np.testing.assert_allclose(unit.numpy(), other.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("clients", "batch"), [(1, 1), (3, 1), (4, 4), (5, 4)])
+def test_script_answers_everybody_in_batches(clients, batch):
+    class Researcher:
+        def __init__(self):
+            self.batches = []
+
+        def queries(self, files, texts):
+            assert len(files) == len(texts)
+            self.batches.append(len(files))
+
+    researcher = Researcher()
+    target = ResearcherTarget("script", researcher, batch)
+    measured = measuring.measure(target, measuring.Load(clients, 0.2, 0.5), None, 5.0)
+    target.close()
+    assert measured.answers > 0
+    assert measured.failures == 0
+    assert max(researcher.batches) == batch
