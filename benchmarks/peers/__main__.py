@@ -110,7 +110,7 @@ def measure_all(arguments: argparse.Namespace) -> tuple[list[Round], dict[str, s
             logs = arguments.cache / "logs"
             tercet = start_tercet(repository, logs)
             running.callback(tercet.end)
-            about = about or described(tercet)
+            about = about or described(tercet, logs / "tercet.log")
             targets = [target for target in arguments.targets if target in EMBEDDING]
             servers = {}
             for name in arguments.peers if targets else ():
@@ -132,12 +132,15 @@ def measure_all(arguments: argparse.Namespace) -> tuple[list[Round], dict[str, s
     return rows, not_run, about
 
 
-def described(tercet: Running) -> str:
-    """What Tercet serves with."""
+def described(tercet: Running, log: Path) -> str:
+    """What Tercet serves with: its networks, and the engines that it chose and printed."""
     with Client(address(tercet)) as client:
         roles = client.lineup().roles
     networks = ", ".join(f"{entry.network} {entry.precision}" for entry in roles.values())
-    return f"`tercet serve` as it comes: {networks}"
+    engines = [
+        " ".join(line.split()[1:]) for line in log.read_text().splitlines() if line.startswith("engine ")
+    ]
+    return "; ".join([f"`tercet serve` as it comes: {networks}", *engines])
 
 
 def address(tercet: Running) -> str:
