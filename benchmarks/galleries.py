@@ -10,21 +10,21 @@ Both kinds are made of the same content. A content is two topics of a few thousa
 and something of its own, in a space whose directions matter less and less (a power law). Then
 
     picture = unit(PICTURE_OFFSET * a + content + noise)
-    text    = unit(TEXT_OFFSET * b + TEXT_CONTENT * content + TEXT_OWN * what pictures never show + noise)
+    text    = unit(TEXT_OFFSET * b + TEXT_CONTENT * content + TEXT_OWN * what pictures hardly show + noise)
 
-for fixed directions a and b. A composed query is the text of a content between a reference's and that of one
-more topic, the modification. Everything follows from a seed, block by block: 2 GB need no 2 GB of memory.
+for fixed directions a and b. What pictures hardly show lies in the directions in which they vary least. A
+composed query is the text of a content between a reference's and that of one more topic, the modification.
+Everything follows from a seed, block by block: 2 GB need no 2 GB of memory.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["QueryKind", "World", "write_gallery"]
+__all__ = ["QueryKind", "World"]
 
 BLOCK = 8192
 TOPICS, POPULARITY = 4096, 0.7
@@ -65,17 +65,6 @@ class World:
             return made.pictures(contents, generator)
         modification = made.topics[made.choose(generator, count)]
         return made.texts(_unit(0.6 * contents + 0.8 * _unit(modification)), generator)
-
-
-def write_gallery(path: Path, world: World, count: int) -> Vectors:
-    """Write a gallery as a file of float32, unless it is there, and map it: f32 [count, dimension]."""
-    if not path.exists():
-        unfinished = path.with_suffix(".partial")
-        with unfinished.open("wb") as file:
-            for block in world.pictures(count):
-                file.write(block.tobytes())
-        unfinished.replace(path)
-    return np.memmap(path, np.float32, "r", shape=(count, world.dimension)).view(np.ndarray)
 
 
 class _Made:

@@ -63,6 +63,17 @@ def test_index_says_what_it_did(stand_in: Path, run: Run) -> None:
     assert "skipped bad.png: not a picture" in errors
     code, output, _ = run("index", "gallery/", "--hnsw")
     assert (code, "0 embedded, 30 kept" in output) == (0, True)
+    assert "Search is hnsw: as asked for" in output
+
+
+def test_index_chooses_how_to_search_and_says_why(stand_in: Path, run: Run) -> None:
+    assert "Search is exact: 30 vectors of " in run("index", "gallery")[1]
+    assert "Search is quantised: as asked for" in run("index", "gallery", "--kind", "quantised")[1]
+    assert "Search is quantised: as asked for" in run("index", "gallery")[1]
+    assert run("search", "gallery.tercet", "--image", "gallery/part0/0003.png")[0] == 0
+    assert "Search is exact: 30 vectors of " in run("index", "gallery", "--kind", "auto")[1]
+    code, _, errors = run("index", "gallery", "--kind", "exact", "--hnsw")
+    assert (code, "give --kind, --hnsw or --exact" in " ".join(errors.split())) == (2, True)
 
 
 def test_search_prints_a_table(indexed: Path, run: Run) -> None:

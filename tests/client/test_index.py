@@ -28,7 +28,7 @@ from tercet.errors import (
     ModelMissing,
     ServerUnreachable,
 )
-from tercet.index import GalleryIndex, build_index, storage
+from tercet.index import BuildProgress, GalleryIndex, build_index, storage
 from tests.client.gallery_kit import CountingClient, vector_of, write_picture, write_pictures
 
 
@@ -482,6 +482,56 @@ def test_the_graph_is_kept_while_the_pictures_are(gallery: Path, tmp_path: Path)
     build_index(gallery, index, CountingClient(), kind="exact")
     assert not list(index.glob("graph-*"))
     assert GalleryIndex.load(index).kind == "exact"
+
+
+def test_the_kind_of_search_stays_as_asked_for(gallery: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    report = build_index(gallery, index, CountingClient())
+    assert (report.kind, GalleryIndex.load(index).kind) == ("exact", "exact")
+    assert report.reason.startswith("40 vectors of ")
+    assert f"Search is exact: {report.reason}" in str(report)
+    report = build_index(gallery, index, CountingClient(), kind="quantised")
+    assert (report.kind, report.reason, report.embedded) == ("quantised", "as asked for", 0)
+    codes = list(index.glob("codes-*"))
+    assert len(codes) == 1
+    steps: list[BuildProgress] = []
+    assert build_index(gallery, index, CountingClient(), on_progress=steps.append).kind == "quantised"
+    assert not steps, "the codes were made again"
+    write_picture(gallery / "new.png", 800)
+    build_index(gallery, index, CountingClient(), on_progress=steps.append)
+    assert {progress.step for progress in steps} == {"embedding", "codes"}
+    assert GalleryIndex.load(index).kind == "quantised"
+    assert list(index.glob("codes-*")) != codes
+    assert build_index(gallery, index, CountingClient(), kind="auto").kind == "exact"
+    assert not list(index.glob("codes-*"))
+    assert build_index(gallery, index, CountingClient()).kind == "exact"
+
+
+def test_catalogues_of_before_kinds_were_chosen_are_read(gallery: Path, tmp_path: Path) -> None:
+    for kind, asked in (("exact", "auto"), ("hnsw", "hnsw")):
+        index = tmp_path / kind
+        build_index(gallery, index, CountingClient(), kind=kind)
+        body = json.loads((index / storage.CATALOGUE).read_bytes())
+        for added in ("codes", "asked", "sha256"):
+            del body[added]
+        body["sha256"] = storage._body_sha256(body)
+        (index / storage.CATALOGUE).write_text(json.dumps(body))
+        catalogue = storage.read_catalogue(index)
+        assert (catalogue.kind, catalogue.codes, catalogue.asked) == (kind, (), asked)
+        assert build_index(gallery, index, CountingClient()).kind == kind
+
+
+def test_damaged_codes_are_noticed_and_made_again(gallery: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    build_index(gallery, index, CountingClient(), kind="quantised")
+    codes = next(index.glob("codes-*"))
+    codes.write_bytes(codes.read_bytes()[:-9])
+    with pytest.raises(IndexDamaged, match="codes-"):
+        GalleryIndex.load(index)
+    with pytest.raises(IndexDamaged, match="codes-"):
+        GalleryIndex.load(index, verify=False)
+    build_index(gallery, index, CountingClient())
+    assert GalleryIndex.load(index).kind == "quantised"
 
 
 def test_an_index_can_be_opened_while_it_is_updated(gallery: Path, tmp_path: Path) -> None:

@@ -87,4 +87,5 @@ def _bytes(count: float) -> str:
 
 
 def _time(count: float) -> str:
-    return f"{count / BYTES_A_SECOND * 1e3:,.1f} ms"
+    milliseconds = count / BYTES_A_SECOND * 1e3
+    return f"{milliseconds:,.0f} ms" if milliseconds >= 1 else "1 ms"

@@ -134,11 +134,11 @@ def build_codes(
     for some in _segments(shards, segment):
         file = f"codes-{_rows(some)[:16]}.faiss"
         record = _kept(index, file, some, old)
+        done += sum(shard.count for shard in some)
         if record is None:
             record = _write(index, file, some, _encode(index, some, dimension))
+            on_progress(done)
         records.append(record)
-        done += sum(shard.count for shard in some)
-        on_progress(done)
     return records
 
 
