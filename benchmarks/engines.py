@@ -1,0 +1,168 @@
+"""What each engine makes of each network on this processor: pictures or texts a second, and how exact.
+
+    python -m benchmarks.engines docs/engines.csv [NETWORK ...] [--graphs FOLDER]
+
+Full size, random weights. An engine runs in a process of its own, as the server's does, in turns with ONNX
+Runtime in fp32: what is compared are the ratios of neighbouring runs, their median and range. int8 is ONNX
+Runtime's dynamic quantisation, weights by channel. The table of docs/performance.md is written anew from the
+file; rows of networks that are not named stay as they are. FOLDER keeps the exported graphs for another time.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from benchmarks.networks import CASES
+from tercet.server.engines.choice import ENGINES, ONNXRUNTIME
+from tercet.server.engines.examples import ROWS, make_examples
+from tercet.server.engines.gate import measure_distances, refusal
+from tercet.server.engines.networks import describe_processor, installed_version
+from tercet.server.engines.trials import TrialFailed, Worker, read_arrays
+from tercet.server.runtime import processors
+
+ROUNDS = 7
+INT8 = "onnxruntime-int8"
+# The networks: the role that each fills, and in batches of how many rows it is timed.
+NETWORKS = {
+    "clip-image ViT-B-32-quickgelu": ("clip_image", 8),
+    "clip-text ViT-B-32-quickgelu": ("clip_text", 8),
+    "clip-image ViT-L-14-quickgelu": ("clip_image", 8),
+    "clip-text ViT-L-14-quickgelu": ("clip_text", 8),
+    "isnet": ("background_remover", 1),
+    "git-base": ("captioner", 8),
+}
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- engines: benchmarks/engines.py writes this table -->", "<!-- end of engines -->"
+
+
+def main() -> None:
+    """Measure what is named, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NETWORK", help=", ".join(NETWORKS))
+    parser.add_argument("--graphs", type=Path, help="where exported graphs are kept")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    if arguments.output.exists():
+        with arguments.output.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    for name in arguments.names or NETWORKS:
+        with tempfile.TemporaryDirectory() as folder:
+            measured = list(measure(name, arguments.graphs or Path(folder), Path(folder)))
+        rows = [row for row in rows if row["network"] != name] + measured
+        rows.sort(key=lambda row: list(NETWORKS).index(row["network"]))
+        with arguments.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    write_table(rows)
+
+
+def measure(name: str, graphs: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """One row for each engine on a network."""
+    role, batch = NETWORKS[name]
+    graph, details = exported(name, graphs)
+    workers = {engine: Worker(engine) for engine in ENGINES} | {INT8: Worker(ONNXRUNTIME)}
+    inputs, reference = folder / "inputs.npz", workers[ONNXRUNTIME]
+    try:
+        described = reference.open(graph, ModelConfig())
+        np.savez(inputs, **make_examples(role, described, {"roles": {role: details}}))
+        reference.run(inputs, ROWS[role], folder / "expected.npz")
+        expected = read_arrays(folder / "expected.npz")
+        for engine, worker in workers.items():
+            row: dict[str, Any] = {"network": name, "batch": batch, "engine": engine}
+            row |= dict.fromkeys(("per_second", "ratio", "lowest", "highest", "distance", "verdict"), "")
+            try:
+                worker.open(quantised(graph, folder) if engine == INT8 else graph, ModelConfig())
+                worker.run(inputs, ROWS[role], folder / "found.npz")
+                distances = measure_distances(expected, read_arrays(folder / "found.npz"))
+                pairs = [(reference.run(inputs, [batch]), worker.run(inputs, [batch])) for _ in range(ROUNDS)]
+                ratios = [theirs / ours for theirs, ours in pairs]
+                row |= {
+                    "per_second": f"{batch / statistics.median(ours for _, ours in pairs):.3g}",
+                    "ratio": f"{statistics.median(ratios):.2f}",
+                    "lowest": f"{min(ratios):.2f}",
+                    "highest": f"{max(ratios):.2f}",
+                    "distance": f"{max(distances.values()):.1g}",
+                    "verdict": refusal(expected, distances) or "passes",
+                }
+            except TrialFailed as error:
+                row["verdict"] = f"fails: {error}"
+            row |= {"rounds": ROUNDS, "threads": processors(), "processor": describe_processor()[0]}
+            row |= {package: installed_version(package) for package in ("onnxruntime", "openvino")}
+            row["load_average"] = round(os.getloadavg()[0], 1)
+            print(row, flush=True)
+            yield row
+            if engine != ONNXRUNTIME:
+                worker.stop()
+    finally:
+        for worker in workers.values():
+            worker.stop()
+
+
+def exported(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The network's graph and what the manifest would say of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    graph, described = (folder / f"{name.replace(' ', '-')}{suffix}" for suffix in (".onnx", ".json"))
+    if not described.exists():
+        import torch
+
+        from tercet_export.export import export_network
+        from tercet_export.registry import network
+
+        kind, options, weights = CASES[name]
+        with tempfile.TemporaryDirectory() as place:
+            checkpoint = Path(place) / "checkpoint.pt"
+            torch.save(weights(), checkpoint)
+            details = export_network(network(kind), checkpoint, graph, options).loaded.details or {}
+        described.write_text(json.dumps(details, default=str))
+    return graph, json.loads(described.read_text())
+
+
+def quantised(graph: Path, folder: Path) -> Path:
+    """The graph with its matrix products in int8."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    smaller = folder / "int8.onnx"
+    try:
+        quantize_dynamic(
+            graph,
+            smaller,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["MatMul", "Gemm"],
+        )
+    except Exception as error:  # whatever a graph has that the tool does not know
+        raise TrialFailed(f"cannot be quantised: {error}") from error
+    return smaller
+
+
+def write_table(rows: list[dict[str, Any]]) -> None:
+    """Put the rows into docs/performance.md as a Markdown table: a line a network, a column an engine."""
+    engines = [*ENGINES, INT8]
+    lines = [f"| network, batch | {' | '.join(engines)} |", f"| --- {'| ---: ' * len(engines)}|"]
+    for name in dict.fromkeys(row["network"] for row in rows):
+        found = {row["engine"]: row for row in rows if row["network"] == name}
+        cells = [f"{name}, {found[ONNXRUNTIME]['batch']}", f"{found[ONNXRUNTIME]['per_second']}/s"]
+        for engine in engines[1:]:
+            row = found[engine]
+            limits = f" ({row['lowest']} to {row['highest']})" if row["ratio"] else ""
+            mark = "" if row["verdict"] == "passes" else " ✗"
+            cells.append(f"{row['ratio'] or 'fails'}{limits}, {row['distance']}{mark}")
+        lines.append(f"| {' | '.join(cells)} |")
+    text = PAGE.read_text()
+    before, _, rest = text.partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()
