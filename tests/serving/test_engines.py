@@ -322,7 +322,7 @@ def test_a_worker_starts_again_after_its_end(tmp_path: Path) -> None:
     worker.close()
     try:
         assert worker.open(file, ModelConfig()) == {"x": ["TYPE_FP32", [-1, 64]]}
-        assert worker.run(tmp_path / "in.npz", [1, 2], tmp_path / "out.npz") > 0
+        assert worker.run(tmp_path / "in.npz", [1, 2], tmp_path / "out.npz").seconds > 0
         assert np.load(tmp_path / "out.npz")["y"].shape == (3, 64)
         worker.close()
         with pytest.raises(TrialFailed):
@@ -332,7 +332,7 @@ def test_a_worker_starts_again_after_its_end(tmp_path: Path) -> None:
         with pytest.raises(TrialFailed, match="ended with code -9"):
             worker.run(tmp_path / "in.npz", [1])
         worker.open(file, ModelConfig())
-        assert worker.run(tmp_path / "in.npz", [3]) > 0
+        assert min(worker.run(tmp_path / "in.npz", [3])) > 0
     finally:
         worker.stop()
 

@@ -6,7 +6,7 @@ Commands and answers are JSON objects, one a line, on standard input and output:
 
     {"open": FILE, "config": {...}}                    ->  {"inputs": {NAME: [TYPE, SHAPE], ...}}
     {"open": null}                                     ->  {}, and the memory of the last one is free
-    {"run": INPUTS.npz, "batches": [1, 2, 5]}          ->  {"seconds": 0.1}, for all of these batches
+    {"run": INPUTS.npz, "batches": [1, 2, 5]}          ->  {"seconds": 0.1, "processor_seconds": 0.2}, in all
     {"run": ..., "batches": ..., "save": OUTPUTS.npz}  ->  the same, and the file is written
 
 Whatever fails is answered by {"error": MESSAGE}.
@@ -44,20 +44,22 @@ class Trial:
         return self.run(command["run"], command["batches"], command.get("save"))
 
     def run(self, file: str, batches: list[int], save: str | None) -> dict[str, Any]:
-        """Run the first rows of the inputs in these batches; the time that the graph took."""
+        """Run the first rows of the inputs in these batches; the graph's time, and that of all threads."""
         if self.inputs[0] != file:
             with np.load(file) as arrays:
                 self.inputs = (file, dict(arrays))
         ends = [0, *accumulate(batches)]
-        names, results, seconds = list(self.graph.outputs), [], 0.0
+        names, results = list(self.graph.outputs), []
+        seconds = processor_seconds = 0.0
         for start, end in pairwise(ends):
             feed = {name: array[start:end] for name, array in self.inputs[1].items()}
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             results.append(self.graph.run(names, feed))
             seconds += time.perf_counter() - started
+            processor_seconds += time.process_time() - used
         if save is not None:
             np.savez(save, **{name: np.concatenate([r[i] for r in results]) for i, name in enumerate(names)})
-        return {"seconds": seconds}
+        return {"seconds": seconds, "processor_seconds": processor_seconds}
 
 
 def main() -> None:

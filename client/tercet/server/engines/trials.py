@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from google.protobuf.json_format import MessageToDict
@@ -46,6 +46,13 @@ def accelerated(configuration: ModelConfig, engine: str) -> ModelConfig:
     return changed
 
 
+class Run(NamedTuple):
+    """How long a graph took, and the time of all threads together: what others use does not add to that."""
+
+    seconds: float
+    processor_seconds: float
+
+
 class Worker:
     """The process of one engine; started when it is first asked, and again after it died."""
 
@@ -64,10 +71,10 @@ class Worker:
         if self._process is not None:
             self._ask({"open": None})
 
-    def run(self, inputs: Path, batches: Sequence[int], save: Path | None = None) -> float:
-        """Run the first rows in these batches; how many seconds the graph took."""
+    def run(self, inputs: Path, batches: Sequence[int], save: Path | None = None) -> Run:
+        """Run the first rows in these batches; how long the graph took."""
         command = {"run": str(inputs), "batches": list(batches), "save": None if save is None else str(save)}
-        return self._ask(command)["seconds"]
+        return Run(**self._ask(command))
 
     def stop(self) -> None:
         """End the process."""
@@ -159,10 +166,11 @@ class Laboratory:
         worker.run(inputs, ROWS[role], found)
         distances = measure_distances(expected, read_arrays(found))
         batches = timed_batches(role)
-        pairs: list[tuple[float, float]] = []
+        pairs: list[tuple[float, ...]] = []
         started = time.monotonic()
         while len(pairs) < ROUNDS and (len(pairs) < 2 or time.monotonic() - started < ENOUGH_SECONDS):
-            pairs.append((self._workers[ONNXRUNTIME].run(inputs, batches), worker.run(inputs, batches)))
+            pair = (engine.run(inputs, batches).seconds for engine in (self._workers[ONNXRUNTIME], worker))
+            pairs.append(tuple(pair))
         # The best of each: what else runs on the machine only ever adds to a time.
         baseline, seconds = (min(times) / sum(batches) for times in zip(*pairs, strict=True))
         return Trial(
