@@ -169,6 +169,9 @@ def test_networks_whose_engine_is_ours_to_choose(repository: Path) -> None:
     assert find_networks(repository, everything).keys() == ROWS.keys()
     # The variant for GPUs; image_to_token has none.
     assert find_networks(repository, everything, "gpu").keys() == {"image_to_token"}
+    variant = repository / "clip_text" / "configs" / "small.pbtxt"
+    variant.write_text('backend: "onnxruntime" max_batch_size: 3 instance_group { kind: KIND_CPU }')
+    assert find_networks(repository, everything, "small")["clip_text"].configuration.max_batch_size == 3
     config = repository / "clip_text" / "config.pbtxt"
     config.write_text(
         config.read_text() + "optimization { execution_accelerators { cpu_execution_accelerator "
