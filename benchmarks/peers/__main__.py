@@ -209,7 +209,7 @@ def taking_turns(
             )
             print(
                 f"{target}, {load.clients} at once, round {number + 1}: {system.name:18} "
-                f"{row.throughput:8.2f}/s  p50 {row.p50_ms:7.0f} ms  load {row.load_average:.1f}",
+                f"{row.throughput:8.2f}/s  p50 {row.p50_ms:7.0f} ms  others {row.others:.1f}",
                 flush=True,
             )
             yield row

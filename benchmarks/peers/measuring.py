@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -37,6 +38,7 @@ class Measured:
     cores: float
     memory_mb: int
     load_average: float
+    others: float
 
 
 def measure(target: Target, load: Load, server: Running | None, timeout: float) -> Measured:
@@ -47,11 +49,13 @@ def measure(target: Target, load: Load, server: Running | None, timeout: float) 
     try:
         wait(loop, load.warm_up, timeout)
         loop.take()
-        started, used = time.perf_counter(), processes.cpu_seconds(family)
+        started, used, busy = time.perf_counter(), processes.cpu_seconds(family), busy_seconds()
+        own = processes.own_cpu_seconds()
         wait(loop, load.seconds, timeout)
         answers, _, _ = loop.take()
         elapsed = time.perf_counter() - started
         used = processes.cpu_seconds(family) - used
+        busy, own = busy_seconds() - busy, processes.own_cpu_seconds() - own
         memory = processes.resident(family)
     finally:
         loop.stop(timeout)
@@ -68,7 +72,14 @@ def measure(target: Target, load: Load, server: Running | None, timeout: float) 
         cores=used / elapsed,
         memory_mb=round(memory / 1e6),
         load_average=os.getloadavg()[0],
+        others=max(busy - used - (own if server else 0.0), 0.0) / elapsed,
     )
+
+
+def busy_seconds() -> float:
+    """Processor time that all of the machine's processes and its system have used since it started."""
+    user, nice, system, _, _, *interrupts = Path("/proc/stat").read_text().split("\n")[0].split()[1:8]
+    return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
 
 
 def wait(loop: ClosedLoop, seconds: float, timeout: float) -> None:

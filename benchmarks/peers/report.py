@@ -29,9 +29,11 @@ INTRODUCTION = """# Beside what people would use instead
 The same random full-size weights (a cosine tells that the answers agree), the same 640x480 JPEG files and
 texts, the same closed loop of clients, each server over its own protocol, on the same processors as the
 clients. All servers are started; while one is measured the others are stopped (SIGSTOP). They take turns
-within a round, so that other work on the machine befalls all of them alike: **read the ratios, not the
-rates**. A ratio is Tercet's throughput by the other's in the same round: the median of all rounds, and
-from the least to the largest.
+within a round; a ratio is Tercet's throughput by the other's in the same round: the median of all rounds,
+and from the least to the largest. Read ratios, not rates, and only where nobody else used the processors:
+taking turns evens out what a busy machine takes, but not how each system bears it (one that computes an
+operation on two threads waits for the slower of them). The column *others* is the most that other processes
+used in any round, in processors; much below one is quiet.
 """
 
 MEASURED_ON = """Machine: {processor}, {threads} threads ({vectors}), {gigabytes:.0f} GiB. Load average during
@@ -77,17 +79,17 @@ def page(rounds: Sequence[Round], comparisons: Sequence[Comparison], facts: Mapp
 
 def table(group: Sequence[Comparison]) -> list[str]:
     """One load's table."""
-    lines = [
-        "| | a second | Tercet is faster by | p50, ms | p99, ms | cores | MB | cosine | rounds | failed |",
-        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
-    ]
+    columns = ("a second", "Tercet is faster by", "p50, ms", "p99, ms", "cores", "MB", "cosine", "others")
+    columns = ("", *columns, "rounds", "failed")
+    lines = [f"| {' | '.join(columns)} |", f"| --- |{' --: |' * (len(columns) - 1)}"]
     for row in group:
         ours = row.system == OURS
         ratio = "1" if ours else f"**{row.ratio:.2f}** ({row.least:.2f} to {row.largest:.2f})"
         name = f"**{row.system}**" if ours else row.system
         lines.append(
             f"| {name} | {row.throughput:.3g} | {ratio} | {row.p50_ms:.0f} | {row.p99_ms:.0f} "
-            f"| {row.cores:.1f} | {row.memory_mb} | {row.agreement:.4f} | {row.rounds} | {row.failures} |"
+            f"| {row.cores:.1f} | {row.memory_mb} | {row.agreement:.4f} | {row.others:.1f} "
+            f"| {row.rounds} | {row.failures} |"
         )
     return lines
 

@@ -23,7 +23,8 @@ class Round:
     `target` is what was asked (embed_image, embed_text, query), `clients` how many asked at once,
     `throughput` answers a second; latencies are milliseconds; `cores` is processor time a second of the
     server, `memory` its megabytes at the end (pages that several processes share counted once for each);
-    `agreement` the least cosine of its embeddings with Tercet's, `load_average` the machine's.
+    `agreement` the least cosine of its embeddings with Tercet's, `load_average` the machine's, `others` the
+    processor time a second of processes that are neither the server nor the client.
     """
 
     network: str
@@ -40,6 +41,7 @@ class Round:
     memory_mb: int
     agreement: float
     load_average: float
+    others: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Comparison:
     memory_mb: int
     agreement: float
     failures: int
+    others: float
     ratio: float
     least: float
     largest: float
@@ -97,6 +100,7 @@ def compare(rounds: Iterable[Round]) -> list[Comparison]:
                     max(row.memory_mb for row in of),
                     min(row.agreement for row in of),
                     sum(row.failures for row in of),
+                    max(row.others for row in of),
                     median(ratios),
                     min(ratios),
                     max(ratios),

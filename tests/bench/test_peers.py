@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +43,7 @@ def row(system: str, number: int, throughput: float, **changes) -> Round:
         memory_mb=900,
         agreement=0.9999,
         load_average=3.0,
+        others=0.25,
     )
     return dataclasses.replace(plain, **changes)
 
@@ -146,6 +148,7 @@ def test_load_over_http_counts_answers_and_failures():
     assert measured.answers > 0
     assert measured.failures > 0
     assert measured.p50_ms > 0
+    assert 0 <= measured.others <= os.cpu_count()
     assert measured.throughput == pytest.approx(measured.answers / 0.5, rel=0.5)
 
 
