@@ -158,7 +158,7 @@ def test_odd_file_names(tmp_path: Path, name: str) -> None:
     (tmp_path / "gallery").mkdir()
     write_picture(tmp_path / "gallery" / name, 3)
     build_index(tmp_path / "gallery", tmp_path / "index", CountingClient())
-    assert GalleryIndex.load(tmp_path / "index").paths == [(tmp_path / "gallery" / name).resolve()]
+    assert list(GalleryIndex.load(tmp_path / "index").paths) == [(tmp_path / "gallery" / name).resolve()]
 
 
 def test_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_list_of_paths(gallery: Path, tmp_path: Path, monkeypatch: pytest.Monk
     listing.write_text(f"{chosen[0]}\n\n{chosen[1].relative_to(tmp_path)}\n{chosen[0]}\ngone.png\n")
     report = build_index(listing, tmp_path / "index", CountingClient())
     assert (report.pictures, [skip.name for skip in report.skipped]) == (2, [str(tmp_path / "gone.png")[1:]])
-    assert GalleryIndex.load(tmp_path / "index").paths == chosen[:2]
+    assert list(GalleryIndex.load(tmp_path / "index").paths) == chosen[:2]
 
     monkeypatch.setattr(
         "sys.stdin", io.TextIOWrapper(io.BytesIO(b"".join(os.fsencode(p) + b"\n" for p in chosen)))

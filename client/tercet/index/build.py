@@ -8,7 +8,7 @@ until then the index stays searchable as it was.
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -128,8 +128,8 @@ def build_index(
     listing = list_pictures(source)
     with storage.writing(index):
         old = _old_catalogue(index)
-        shards = _usable_shards(index, old, encoder_fingerprint, rebuild)
         wanted = {picture.name: picture for picture in listing.pictures}
+        shards = _usable_shards(index, old, encoder_fingerprint, rebuild, wanted)
         live = _live_rows(shards, wanted)
         kept = sum(len(rows) for rows in live)
         have = {shard.pictures[row] for shard, rows in zip(shards, live, strict=True) for row in rows}
@@ -155,7 +155,7 @@ def build_index(
                 f"{skipped[0].reason} (all in {index / storage.SKIPPED})"
             )
         records, dimension = _pack(
-            index, shards + _recover(index, writer.names), wanted, encoder_fingerprint, shard_size
+            index, shards + _recover(index, writer.names, wanted), wanted, encoder_fingerprint, shard_size
         )
         asked = kind or (old.asked if old else "auto")
         chosen = _chosen(asked, kept + embedded, dimension)
@@ -205,12 +205,16 @@ def _old_catalogue(index: Path) -> Catalogue | None:
 
 
 def _usable_shards(
-    index: Path, old: Catalogue | None, encoder_fingerprint: str, rebuild: bool
+    index: Path,
+    old: Catalogue | None,
+    encoder_fingerprint: str,
+    rebuild: bool,
+    wanted: dict[str, PictureFile],
 ) -> list[RecoveredShard]:
     """The shards of this encoder; for a rebuild only those of an interrupted run, not in the catalogue."""
     finished = {record.name for record in old.shards} if old else set()
     names = [name for name in storage.shard_names(index) if not (rebuild and name in finished)]
-    shards = _recover(index, names)
+    shards = _recover(index, names, wanted)
     foreign = {shard.encoder_fingerprint for shard in shards} - {encoder_fingerprint}
     if old and old.encoder_fingerprint != encoder_fingerprint:
         foreign = {old.encoder_fingerprint}
@@ -226,8 +230,18 @@ def _usable_shards(
     return [shard for shard in shards if shard.encoder_fingerprint == encoder_fingerprint]
 
 
-def _recover(index: Path, names: Iterable[str]) -> list[RecoveredShard]:
-    return [shard for name in names if (shard := storage.recover_shard(index, name)) is not None]
+def _recover(index: Path, names: Iterable[str], wanted: dict[str, PictureFile]) -> list[RecoveredShard]:
+    shards = []
+    for name in names:
+        shard = storage.recover_shard(index, name)
+        if shard is not None:
+            # The listing's own entries where they are the same: a million twice are 200 MB.
+            pictures = [
+                listed if picture and (listed := wanted.get(picture.name)) == picture else picture
+                for picture in shard.pictures
+            ]
+            shards.append(replace(shard, pictures=pictures))
+    return shards
 
 
 def _live_rows(shards: Sequence[RecoveredShard], wanted: dict[str, PictureFile]) -> list[list[int]]:
@@ -313,7 +327,7 @@ def _pack(
                 assert picture is not None
                 writer.append(picture, vectors[row])
     final = [shard for shard, stays in zip(shards, stay, strict=True) if stays] + _recover(
-        index, writer.names
+        index, writer.names, wanted
     )
     return [storage.record_shard(index, shard) for shard in final], dimensions.pop()
 

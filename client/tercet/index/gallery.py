@@ -8,8 +8,9 @@ equal, in row order.
 import functools
 import os
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,10 +101,10 @@ class GalleryIndex:
     def __len__(self) -> int:
         return len(self.names)
 
-    @functools.cached_property
-    def paths(self) -> list[Path]:
+    @property
+    def paths(self) -> Sequence[Path]:
         """The pictures' files, by row."""
-        return [self.root / name for name in self.names]
+        return _Paths(self.root, self.names)
 
     @functools.cached_property
     def _rows(self) -> dict[str, int]:
@@ -308,6 +309,26 @@ class GalleryIndex:
         scores = (vectors * query.astype(np.float64)).sum(axis=1)
         order = np.argsort(-scores, kind="stable")
         return scores[order], rows[order]
+
+
+@dataclass(frozen=True)
+class _Paths(Sequence[Path]):
+    """Paths that are made when they are asked for: a million of them take seconds, and 300 MB."""
+
+    root: Path
+    names: list[str]
+
+    @overload
+    def __getitem__(self, row: int) -> Path: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Path]: ...
+    def __getitem__(self, row: int | slice) -> Path | list[Path]:
+        if isinstance(row, slice):
+            return [self.root / name for name in self.names[row]]
+        return self.root / self.names[row]
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def _chunks(numbers: Sequence[int], candidates: int) -> Iterator[list[int]]:
