@@ -1,6 +1,7 @@
 """What the tests share: small random-weight networks exported once, and a real Triton that serves them."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from tercet.server import EmbeddedServer
 
 # Which engine is faster depends on the machine and its moment; the tests that are about engines name theirs.
 os.environ["TERCET_ENGINE"] = "onnxruntime"
+
+# A shell's background ignores interrupts, and so would every process that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
