@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from benchmarks.galleries import QueryKind, World
 from tercet.index import GalleryIndex, proposals, storage
+from tercet.index.build import SHARD_SIZE
 from tercet.index.exact import best
 from tercet.index.proposals import Codes, Graph, Proposer
 from tercet.index.sources import PictureFile
@@ -102,7 +103,7 @@ def make_index(folder: Path, size: int) -> Path:
     path = folder / f"gallery-{size}"
     if not (path / storage.CATALOGUE).exists():
         with storage.writing(path):
-            with storage.ShardWriter(path, "0" * 64, 4096) as writer:
+            with storage.ShardWriter(path, "0" * 64, SHARD_SIZE) as writer:
                 number = 0
                 for block in World(DIMENSION).pictures(size):
                     for vector in block:
@@ -163,7 +164,7 @@ def cases(
         build, cpu = time.monotonic() - started, time.process_time() - started_cpu
         codes = proposed(Codes([faiss.read_index(str(path / record.file)) for record in records]))
         resident = sum((path / record.file).stat().st_size for record in records)
-        for count in (200, 500, 1000):
+        for count in (200, 300, 500, 1000):
             yield Case(
                 "quantised", f"proposals {count}", codes, _set("CODES_PROPOSALS", count), resident, build, cpu
             )

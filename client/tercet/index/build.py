@@ -27,7 +27,8 @@ from tercet.index.kinds import Choice, Kind, choose_kind, machine_memory
 from tercet.index.sources import PictureFile, SkippedPicture, Source, list_pictures
 from tercet.index.storage import Catalogue, RecoveredShard, ShardRecord, ShardWriter
 
-SHARD_SIZE = 4096
+SHARD_SIZE = 2**15
+"""Pictures a shard: fewer, and the vectors of what is proposed lie in too many files to gather quickly."""
 UNIT_TOLERANCE = 0.01
 """How far from 1 an embedding's length may be: half precision is within 0.001."""
 
