@@ -60,10 +60,7 @@ def main() -> None:
     if arguments.cores:
         os.sched_setaffinity(0, arguments.cores)  # what is started inherits it: servers and clients alike
     if not arguments.page_only:
-        rows, not_run, about = measure_all(arguments)
-        file = arguments.output / "peers.csv"
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        kept.write(file, kept.merge(kept.read(file), rows))
+        not_run, about = measure_all(arguments)
         facts = {"machine": describe_machine(), "not_run": not_run, OURS: about}
     else:
         facts = json.loads((arguments.output / "peers.json").read_text())
@@ -93,12 +90,11 @@ def read_arguments() -> argparse.Namespace:
     return arguments
 
 
-def measure_all(arguments: argparse.Namespace) -> tuple[list[Round], dict[str, str], str]:
-    """All rounds, which peers could not be run and why, and what Tercet ran with."""
+def measure_all(arguments: argparse.Namespace) -> tuple[dict[str, str], str]:
+    """Measure, and keep each target once done; which peers did not run and why, what Tercet ran with."""
     from benchmarks.peers.weights import prepare
 
     inputs = Inputs(make_pictures(), make_texts())
-    rows: list[Round] = []
     not_run: dict[str, str] = {}
     about = ""
     whole = QUERY in arguments.targets
@@ -126,10 +122,17 @@ def measure_all(arguments: argparse.Namespace) -> tuple[list[Round], dict[str, s
                 systems = embedding_systems(target, inputs, tercet, servers, not_run)
                 load = Load(CLIENTS, min(3.0, arguments.seconds), arguments.seconds)
                 everyone = [tercet, *servers.values()]
-                rows += taking_turns(network, target, load, systems, everyone, arguments.rounds)
+                turns = taking_turns(network, target, load, systems, everyone, arguments.rounds)
+                keep(arguments.output, list(turns))
             if with_query:
-                rows += queries(arguments, inputs, tercet, [*servers.values()])
-    return rows, not_run, about
+                keep(arguments.output, queries(arguments, inputs, tercet, [*servers.values()]))
+    return not_run, about
+
+
+def keep(folder: Path, rows: list[Round]) -> None:
+    """Put the rounds of a target into peers.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.write(folder / "peers.csv", kept.merge(kept.read(folder / "peers.csv"), rows))
 
 
 def described(tercet: Running, log: Path) -> str:
