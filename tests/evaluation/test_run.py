@@ -241,3 +241,20 @@ def test_all_compositions_at_once_and_a_repeated_run(
     assert "caption+pic2word" in output
     assert (tmp_path / "evaluation" / "world-val-fake" / "report.json").exists()
     assert run(*arguments)[1] == output
+
+
+def test_another_engine_is_asked_anew_and_named(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [choose("caption", "world")]
+    evaluate(dataset, Watched(), chosen, tmp_path)
+    monkeypatch.setitem(testing.MANIFEST, "engines", {"captioner": "openvino-bf16"})
+    other_captioner = Watched()
+    evaluate(dataset, other_captioner, chosen, tmp_path)
+    models = Counter(model for model, _ in other_captioner.asked)
+    assert models["embed_image"] == 0
+    assert models["caption_foreground"] > 0
+    monkeypatch.setitem(testing.MANIFEST, "engines", {"clip_image": "openvino-bf16"})
+    other_encoder = Watched()
+    evaluate(dataset, other_encoder, chosen, tmp_path)
+    assert Counter(model for model, _ in other_encoder.asked)["embed_image"] == len(dataset.pictures)

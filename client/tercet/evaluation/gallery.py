@@ -10,9 +10,10 @@ from tercet.client import Client
 from tercet.errors import DatasetError, InferenceError, InputError, PictureError
 from tercet.evaluation.cache import key_of
 from tercet.evaluation.values import PictureSource
+from tercet.lineup import Lineup
 from tercet.pictures import Picture
 
-__all__ = ["embed_gallery", "picture_key"]
+__all__ = ["embed_gallery", "encoder_key", "picture_key"]
 
 UNIT_TOLERANCE = 0.01
 """How far from 1 the length of a row may be; what was never written, or half, is farther."""
@@ -34,6 +35,12 @@ def picture_key(source: PictureSource) -> str:
     return f"{source.path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{source.treatment!r}"
 
 
+def encoder_key(lineup: Lineup) -> str:
+    """Names what embeds: the encoder, and the engines that run it, which round otherwise."""
+    engines = sorted((role, engine) for role, engine in lineup.engines.items() if role.startswith("clip_"))
+    return f"{lineup.encoder_fingerprint}|{engines}"
+
+
 def embed_gallery(
     names: Sequence[str],
     pictures: Mapping[str, PictureSource],
@@ -43,7 +50,7 @@ def embed_gallery(
 ) -> NDArray[np.float32]:
     """The unit-length embeddings of `names`, f32 [N, D], read-only, memory-mapped from a file in `folder`.
 
-    The file is named by the encoder's fingerprint and the pictures; what an earlier run has put into it is
+    The file is named by the encoder, its engine and the pictures; what an earlier run has put into it is
     not embedded again.
 
     Raises:
@@ -51,7 +58,8 @@ def embed_gallery(
         ServerError: the server failed; the same call goes on from there.
     """
     lineup = client.lineup()
-    key = key_of(lineup.encoder_fingerprint, *(picture_key(pictures[name]) for name in names))
+    encoder = encoder_key(lineup)
+    key = key_of(encoder, *(picture_key(pictures[name]) for name in names))
     path = folder / f"gallery-{key[:32]}.npy"
     shape = (len(names), lineup.embedding_dimension)
     rows = _open(path, shape)

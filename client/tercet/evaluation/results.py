@@ -373,6 +373,7 @@ def _lineup(lineup: Lineup) -> dict[str, Any]:
             "fingerprint": lineup.fingerprint,
             "encoder_fingerprint": lineup.encoder_fingerprint,
             "roles": roles,
+            "engines": dict(lineup.engines),
             "versions": dict(lineup.versions),
         }
     )

@@ -28,7 +28,7 @@ from tercet.compositions.scoring import ComposedQuery, unit
 from tercet.compositions.settings import Settings
 from tercet.errors import DatasetError, InferenceError, InputError
 from tercet.evaluation.cache import AnswerCache, key_of
-from tercet.evaluation.gallery import embed_gallery, picture_key
+from tercet.evaluation.gallery import embed_gallery, encoder_key, picture_key
 from tercet.evaluation.ranking import near, rank
 from tercet.evaluation.values import Dataset, PictureSource, Query, Ranking, Task
 from tercet.lineup import Lineup
@@ -127,6 +127,7 @@ class Answers:
     ) -> None:
         self.limit = lineup.context_length
         self._client, self._cache, self._lineup = client, cache, lineup
+        self._whole = f"{lineup.fingerprint}|{sorted(lineup.engines.items())}"
         self._pictures, self._rows, self._gallery = pictures, rows, gallery
         # Queries that need the same answer at the same time ask for it once.
         self._locks = [Lock() for _ in range(4096)]
@@ -137,8 +138,8 @@ class Answers:
             return np.array(self._gallery[self._rows[reference]])
         source = self._pictures[reference]
         encoder_only = isinstance(need, ImageNeed) or (isinstance(need, TextNeed) and not need.pseudo_token)
-        fingerprint = self._lineup.encoder_fingerprint if encoder_only else self._lineup.fingerprint
-        key = key_of(fingerprint, need.key, picture_key(source) if need.of_reference else "")
+        made_by = encoder_key(self._lineup) if encoder_only else self._whole
+        key = key_of(made_by, need.key, picture_key(source) if need.of_reference else "")
         token = None
         if isinstance(need, TextNeed) and need.pseudo_token:
             given = self(reference, PseudoTokenNeed())
