@@ -164,7 +164,7 @@ def cases(
         build, cpu = time.monotonic() - started, time.process_time() - started_cpu
         codes = proposed(Codes([faiss.read_index(str(path / record.file)) for record in records]))
         resident = sum((path / record.file).stat().st_size for record in records)
-        for count in (200, 300, 500, 1000):
+        for count in (200, 500, 1000, 2000):
             yield Case(
                 "quantised", f"proposals {count}", codes, _set("CODES_PROPOSALS", count), resident, build, cpu
             )

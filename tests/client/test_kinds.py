@@ -39,8 +39,8 @@ def indexes(tmp_path_factory: pytest.TempPathFactory, gallery: np.ndarray) -> di
     [
         (1, 512, GB, "exact", "1 vectors of 512 dimensions are compared one by one in about 1 ms"),
         (190_000, 512, 8 * GB, "exact", "compared one by one in about 13 ms"),
-        (190_000, 1024, 8 * GB, "quantised", "codes of 49 MB in memory"),
-        (10**6, 512, 8 * GB, "quantised", "68 ms a query one by one; codes of 128 MB"),
+        (190_000, 1024, 8 * GB, "quantised", "codes of 24 MB in memory"),
+        (10**6, 512, 8 * GB, "quantised", "68 ms a query one by one; codes of 64 MB"),
         (10**7, 512, 128 * GB, "hnsw", "a graph of 23.5 GB fits into the memory of 128.0 GB"),
         (10**7, 512, 24 * GB, "quantised", "a graph of 23.5 GB, too much for a memory of 24.0 GB"),
     ],

@@ -62,8 +62,8 @@ def index(
     or killed, it goes on where it was. Pictures that cannot be read are skipped and listed in
     INDEX/skipped.jsonl.
 
-    A gallery of up to about 200,000 pictures is searched exactly, a larger one by codes of 4 bits for every
-    two dimensions, whose best are compared exactly; what is chosen, and why, is printed. --kind chooses
+    A gallery of up to about 200,000 pictures is searched exactly, a larger one by codes of a bit for every
+    dimension, whose best are compared exactly; what is chosen, and why, is printed. --kind chooses
     otherwise.
 
     **Examples**

@@ -108,7 +108,7 @@ def build_index(
         source: a folder, a text file with one path a line, `-` for such a list on standard input, or paths.
         path: the index, a folder; created if missing.
         client: embeds the pictures, normally a `tercet.Client`.
-        kind: how to search: "exact"; "quantised" for codes in memory, D/4 bytes a picture, that propose what
+        kind: how to search: "exact"; "quantised" for codes in memory, D/8 bytes a picture, that propose what
             is compared exactly; "hnsw" for a graph that does, built in memory, 4 D + 300 bytes a picture, and
             from scratch whenever the pictures change; "auto" for what fits size, dimension and memory. None:
             what was asked for last, "auto" if new.

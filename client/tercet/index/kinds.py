@@ -13,7 +13,7 @@ Kind: TypeAlias = Literal["exact", "hnsw", "quantised"]
 EXACT_LIMIT = 400 * 10**6
 """Bytes of float32 vectors that are read whole for every query: 195,000 of 512 dimensions."""
 
-SCAN_LIMIT = 1000 * 10**6
+SCAN_LIMIT = 500 * 10**6
 """Bytes of codes that are read whole for every query: 8 million pictures of 512 dimensions."""
 
 BYTES_A_SECOND = 30e9
@@ -65,8 +65,8 @@ def choose_kind(pictures: int, dimension: int, memory: int) -> Choice:
 
 
 def code_bytes(dimension: int) -> int:
-    """What a picture's code takes in memory: 4 bits for two dimensions."""
-    return (dimension + 3) // 4
+    """What a picture's code takes in memory: a bit for every dimension."""
+    return (dimension + 7) // 8
 
 
 def graph_bytes(dimension: int) -> int:

@@ -1,12 +1,15 @@
 """What proposes candidates when a gallery is too large to compare with every query: a graph, or codes.
 
 Both are files of FAISS beside the vectors, and only propose: the gallery scores what they propose with the
-vectors themselves. A graph (HNSW) holds all the vectors once more, in memory. Codes are 4 bits for every two
-dimensions, by product quantisation, in segments of a quarter of a million pictures: a segment is made from
-its own shards alone, in little memory, and stays as it is as long as they do. All of a segment's codes are
-read for a query, 32 at a time by table look-ups in registers (Andre, Kermarrec and Le Scouarnec, "Cache
-locality is not enough", VLDB 2015, as FAISS's fast-scan does it): there is no list that a query from outside
-the pictures' cloud could miss.
+vectors themselves. A graph (HNSW) holds all the vectors once more, in memory.
+
+Codes are a bit for every dimension, in segments of a quarter of a million pictures: a segment is made from
+its own shards alone, in little memory, and stays as it is as long as they do. They are a product quantiser's,
+whose books of 16 get as many of the principal directions as 4 bits are due to by the pictures' variance along
+them (reverse water-filling: Cover and Thomas, "Elements of Information Theory", 10.3.3). All of a segment's
+codes are read for a query, 32 at a time by table look-ups in registers (Andre, Kermarrec and Le Scouarnec,
+"Cache locality is not enough", VLDB 2015, as FAISS's fast-scan does it): there is no list that a query from
+outside the pictures' cloud could miss.
 """
 
 import functools
@@ -36,9 +39,14 @@ SEGMENT = 2**18
 """Pictures a segment of codes, at least, but for a gallery's only or last one."""
 SAMPLE = 20_000
 """Vectors of a segment that its code book is fitted to."""
-CODES_PROPOSALS = 500
+CODES_PROPOSALS = 1000
 """Candidates, at least, that codes propose for a query: their order is rough."""
-BOOK = 16
+BOOK, BOOK_BITS = 16, 4
+DIMENSIONS_A_BOOK = 4
+MOST_A_BOOK = 8
+ENCODED_AT_ONCE = 8192
+FAST_SCAN = 15
+"""FAISS's number of the way to scan that reads memory fastest when one query is asked."""
 
 
 class Proposer(Protocol):
@@ -69,7 +77,6 @@ class Codes:
 
     def propose(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """Rows i64 [Q, P], P = max(`CODES_PROPOSALS`, 4 `count`), if there are so many."""
-        queries = _paired(queries)
         count = min(max(CODES_PROPOSALS, 4 * count), int(self._starts[-1]))
         # FAISS shares out queries among threads; a single one we share out by segments.
         alone = len(queries) == 1 and self._threads > 1
@@ -155,22 +162,47 @@ def _segments(shards: Sequence[ShardRecord], size: int) -> list[list[ShardRecord
 
 
 def _encode(index: Path, shards: Sequence[ShardRecord], dimension: int) -> Any:
-    codes = faiss.IndexPQFastScan(
-        dimension + dimension % 2, (dimension + 1) // 2, 4, faiss.METRIC_INNER_PRODUCT
-    )
-    codes.pq.cp.min_points_per_centroid = 1  # FAISS warns of small galleries on standard output.
     blocks = [storage.map_vectors(index, shard.name, dimension) for shard in shards]
     step = max(1, sum(map(len, blocks)) // SAMPLE)
     sample = np.concatenate([block[::step] for block in blocks])
-    codes.train(_paired(np.resize(sample, (max(len(sample), BOOK), dimension))))
+    books = -(-dimension // DIMENSIONS_A_BOOK)
+    directions = _shared_out(sample, books)
+    quantiser = faiss.IndexPQFastScan(len(directions), books, BOOK_BITS, faiss.METRIC_INNER_PRODUCT)
+    quantiser.pq.cp.min_points_per_centroid = 1  # FAISS warns of small galleries on standard output.
+    quantiser.implem = FAST_SCAN
+    turn = faiss.LinearTransform(dimension, len(directions))
+    faiss.copy_array_to_vector(directions.ravel(), turn.A)
+    turn.is_trained = True
+    codes = faiss.IndexPreTransform(turn, quantiser)
+    codes.train(np.resize(sample, (max(len(sample), BOOK), dimension)))
     for block in blocks:
-        codes.add(_paired(block))
+        for start in range(0, len(block), ENCODED_AT_ONCE):
+            codes.add(block[start : start + ENCODED_AT_ONCE])
     return codes
 
 
-def _paired(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The vectors [N, D] with an even number of dimensions."""
-    return np.ascontiguousarray(np.pad(vectors, ((0, 0), (0, vectors.shape[1] % 2))))
+def _shared_out(sample: NDArray[np.float32], books: int) -> NDArray[np.float32]:
+    """A sample's [N, D] principal directions as books get them, f32 [books * S, D], zeros for none."""
+    centred = sample - sample.mean(axis=0, dtype=np.float64)
+    covariance = centred.T @ centred / len(sample)
+    variances, principal = np.linalg.eigh(covariance)
+    variances, principal = np.maximum(variances[::-1], 1e-9), principal[:, ::-1].T
+
+    def bits(level: float) -> NDArray[np.float64]:
+        due = np.log2(variances / level) / 2
+        return np.clip(due, BOOK_BITS / MOST_A_BOOK, BOOK_BITS)
+
+    low, high = variances[-1] * 2.0 ** (-2 * BOOK_BITS), variances[0]
+    for _ in range(60):
+        level = np.sqrt(low * high)
+        low, high = (level, high) if bits(level).sum() > BOOK_BITS * books else (low, level)
+    due = bits(high)
+    book = ((np.cumsum(due) - due / 2) * books / due.sum()).astype(np.int64)
+    counts = np.bincount(book, minlength=books)
+    place = np.arange(len(book)) - np.repeat(np.cumsum(counts) - counts, counts)
+    directions = np.zeros((books, counts.max(), len(book)), np.float32)
+    directions[book, place] = principal
+    return directions.reshape(-1, len(book))
 
 
 def _rows(shards: Sequence[ShardRecord]) -> str:
