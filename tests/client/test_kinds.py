@@ -41,8 +41,9 @@ def indexes(tmp_path_factory: pytest.TempPathFactory, gallery: np.ndarray) -> di
         (190_000, 512, 8 * GB, "exact", "compared one by one in about 13 ms"),
         (190_000, 1024, 8 * GB, "quantised", "codes of 24 MB in memory"),
         (10**6, 512, 8 * GB, "quantised", "68 ms a query one by one; codes of 64 MB"),
-        (10**7, 512, 128 * GB, "hnsw", "a graph of 23.5 GB fits into the memory of 128.0 GB"),
-        (10**7, 512, 24 * GB, "quantised", "a graph of 23.5 GB, too much for a memory of 24.0 GB"),
+        (10**7, 512, 64 * GB, "quantised", "683 ms a query one by one; codes of 640 MB"),
+        (10**7, 512, 24 * GB, "quantised", "are 20.5 GB, much for a memory of 24.0 GB; codes of 640 MB"),
+        (10**5, 512, GB // 4, "quantised", "are 205 MB, much for a memory of 250 MB; codes of 6 MB"),
     ],
 )
 def test_the_choice_and_its_reason(
@@ -62,8 +63,7 @@ def test_the_choice_only_ever_moves_away_from_exact(pictures: int, dimension: in
     assert f"{pictures:,} vectors" in choice.reason
     if choice.kind != "exact":
         assert more.kind != "exact"
-    if choice.kind == "hnsw":
-        assert pictures * (4 * dimension + 300) <= memory / 2
+        assert choose_kind(pictures, dimension, memory // 2).kind == "quantised"
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "quantised"])
