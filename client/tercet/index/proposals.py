@@ -78,12 +78,7 @@ class Codes:
     def propose(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """Rows i64 [Q, P], P = max(`CODES_PROPOSALS`, 4 `count`), if there are so many."""
         count = min(max(CODES_PROPOSALS, 4 * count), int(self._starts[-1]))
-        # FAISS shares out queries among threads; a single one we share out by segments.
-        alone = len(queries) == 1 and self._threads > 1
-        spread = self._pool.map if alone else map
-        found = list(
-            spread(lambda segment: segment.search(queries, min(count, segment.ntotal)), self._segments)
-        )
+        found = self._search(queries, count)
         if len(found) == 1:
             return found[0][1]
         scores = np.concatenate([scores for scores, _ in found], axis=1)
@@ -98,13 +93,29 @@ class Codes:
         best = np.argpartition(scores, -count, axis=1)[:, -count:]
         return np.take_along_axis(rows, best, axis=1)
 
+    def _search(self, queries: NDArray[np.float32], count: int) -> list[tuple[NDArray, NDArray]]:
+        def search(segment: Any) -> tuple[NDArray, NDArray]:
+            return segment.search(queries, min(count, segment.ntotal))
+
+        if len(queries) > 1 or self._threads == 1:
+            # FAISS shares out several queries among threads itself.
+            return [search(segment) for segment in self._segments]
+        # The others begin at the front, this thread takes from the end what nobody has begun: one that waits
+        # instead is in the way of those that it wakes, on the processor that it has just left.
+        begun = [self._pool.submit(search, segment) for segment in self._segments]
+        found = [
+            search(segment) if future.cancel() else future.result()
+            for segment, future in zip(reversed(self._segments), reversed(begun), strict=True)
+        ]
+        return found[::-1]
+
     @property
     def _threads(self) -> int:
         return min(len(self._segments), faiss.omp_get_max_threads())
 
     @functools.cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, "tercet-codes")
+        return ThreadPoolExecutor(self._threads - 1, "tercet-codes")
 
 
 def build_graph(
