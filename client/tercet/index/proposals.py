@@ -15,6 +15,7 @@ outside the pictures' cloud could miss.
 import functools
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,11 +75,20 @@ class Codes:
     def __init__(self, segments: Sequence[Any]) -> None:
         self._segments = segments
         self._starts = np.cumsum([0] + [segment.ntotal for segment in segments])
+        self._searching, self._counting = 0, threading.Lock()
 
     def propose(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         """Rows i64 [Q, P], P = max(`CODES_PROPOSALS`, 4 `count`), if there are so many."""
         count = min(max(CODES_PROPOSALS, 4 * count), int(self._starts[-1]))
-        found = self._search(queries, count)
+        with self._counting:
+            self._searching += 1
+            # FAISS shares out several queries among threads itself, and callers that come at once are as good.
+            shared = len(queries) == 1 and self._searching == 1 < self._threads
+        try:
+            found = self._search(queries, count, shared)
+        finally:
+            with self._counting:
+                self._searching -= 1
         if len(found) == 1:
             return found[0][1]
         scores = np.concatenate([scores for scores, _ in found], axis=1)
@@ -93,12 +103,13 @@ class Codes:
         best = np.argpartition(scores, -count, axis=1)[:, -count:]
         return np.take_along_axis(rows, best, axis=1)
 
-    def _search(self, queries: NDArray[np.float32], count: int) -> list[tuple[NDArray, NDArray]]:
+    def _search(
+        self, queries: NDArray[np.float32], count: int, shared: bool
+    ) -> list[tuple[NDArray, NDArray]]:
         def search(segment: Any) -> tuple[NDArray, NDArray]:
             return segment.search(queries, min(count, segment.ntotal))
 
-        if len(queries) > 1 or self._threads == 1:
-            # FAISS shares out several queries among threads itself.
+        if not shared:
             return [search(segment) for segment in self._segments]
         # The others begin at the front, this thread takes from the end what nobody has begun: one that waits
         # instead is in the way of those that it wakes, on the processor that it has just left.
