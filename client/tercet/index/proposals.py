@@ -82,7 +82,7 @@ class Codes:
         count = min(max(CODES_PROPOSALS, 4 * count), int(self._starts[-1]))
         with self._counting:
             self._searching += 1
-            # FAISS shares out several queries among threads itself, and callers that come at once are as good.
+            # Several queries are shared out by FAISS itself, and several callers are threads already.
             shared = len(queries) == 1 and self._searching == 1 < self._threads
         try:
             found = self._search(queries, count, shared)
