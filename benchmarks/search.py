@@ -29,6 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.galleries import QueryKind, World
+from benchmarks.search_page import draw
+from benchmarks.search_page import write_table as fill_page
 from tercet.index import GalleryIndex, proposals, storage
 from tercet.index.build import SHARD_SIZE
 from tercet.index.exact import best
@@ -38,7 +40,7 @@ from tercet.index.sources import PictureFile
 DIMENSION, K, RECALL_AT = 512, 50, 10
 QUERIES, SLOW_QUERIES, BATCH, REPEATS = 300, 20, 256, 3
 KINDS: tuple[QueryKind, ...] = ("composed", "picture")
-COLOURS = {"exact": "#222222", "quantised": "#0072b2", "hnsw": "#d55e00", "ivf": "#009e73"}
+PAGE = Path(__file__).parents[1] / "docs" / "search.md"
 
 Rows: TypeAlias = NDArray[np.int64]
 
@@ -285,49 +287,6 @@ def measure_size(arguments: argparse.Namespace, size: int, threads: int) -> None
                     print(json.dumps(asdict(row)), flush=True)
 
 
-def draw(rows: Sequence[Measured], path: Path) -> None:
-    """Recall against latency, a panel a size and a colour a kind, on the most threads."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    sizes = sorted({row.size for row in rows})
-    threads = max(row.threads for row in rows)
-    figure, panels = pyplot.subplots(
-        1, len(sizes), figsize=(4.2 * len(sizes), 3.8), sharey=True, squeeze=False
-    )
-    for panel, size in zip(panels[0], sizes, strict=True):
-        for kind, colour in COLOURS.items():
-            for queries, style in (("composed", "-o"), ("picture", ":")):
-                series = [
-                    row
-                    for row in rows
-                    if (row.size, row.kind, row.queries, row.threads) == (size, kind, queries, threads)
-                ]
-                series.sort(key=lambda row: row.recall_at_10)
-                panel.plot(
-                    [row.p50_ms for row in series],
-                    [row.recall_at_10 for row in series],
-                    style,
-                    color=colour,
-                    markersize=4,
-                    label=f"{kind}, {queries} queries" if series else None,
-                )
-        panel.axhline(0.99, color="#bbbbbb", linewidth=0.8, zorder=0)
-        panel.set(
-            xscale="log",
-            title=f"{size:,} pictures",
-            xlabel="one query, milliseconds (median)",
-            ylim=(0.4, 1.02),
-        )
-        panel.grid(alpha=0.2)
-    panels[0, 0].set_ylabel("recall@10")
-    panels[0, -1].legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write the table and draw it."""
     parser = argparse.ArgumentParser(description="Measure every kind of search.")
@@ -361,6 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if running.returncode:
                 raise SystemExit(running.returncode)
     draw(list(rows.values()), options.plot)
+    fill_page(list(rows.values()), PAGE)
 
 
 def read_table(path: Path) -> dict[tuple, Measured]:
