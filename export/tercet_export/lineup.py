@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pydantic
 
 from tercet.errors import CheckpointError, LineupError
@@ -335,7 +336,9 @@ def encoder_fingerprint(roles: Mapping[str, Mapping[str, Any]]) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of what makes an export."""
-    return {name: version(name) for name in ("tercet", "torch", "onnx", "onnxscript", "onnxruntime")}
+    packages = {name: version(name) for name in ("tercet", "torch", "onnx", "onnxscript")}
+    # Of the module: it may come from another wheel, onnxruntime-gpu for one.
+    return packages | {"onnxruntime": onnxruntime.__version__}
 
 
 @cache
