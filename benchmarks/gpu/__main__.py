@@ -53,7 +53,6 @@ from benchmarks.gpu.results import (
 )
 from tercet.bench.processes import describe_machine
 from tercet.bench.values import Settings as LoadSettings
-from tercet.errors import TercetError
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PIPELINE = "pipeline"
@@ -210,8 +209,8 @@ def measure_pipeline(arguments: argparse.Namespace, deadline: float) -> tuple[bo
     try:
         repository = pipeline.prepare(arguments.cache, arguments.tiny)
         _, complete = pipeline.measure(arguments.output / PIPELINE, repository, arguments.device, load)
-    except TercetError as error:
-        notes = " ".join([str(error), *getattr(error, "__notes__", [])])
+    except Exception as error:  # whatever it runs into: what else was measured is kept
+        notes = " ".join([type(error).__name__ + ":", str(error), *getattr(error, "__notes__", [])])
         return False, f"not run: {notes}"
     return complete, "" if complete else "the time was up"
 

@@ -78,13 +78,12 @@ def measure(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
     loaded.graph.to(settings.device)
     subject = Subject(case.role, loaded, file, settings.device)
     examples = make_inputs(case, loaded)
-    expected, gflop = reference(subject, examples)
+    expected = reference(subject, examples)
     about = Row(
         network=name,
         batch=0,
         engine="",
         status=MEASURED,
-        gflop=gflop,
         card=card(settings.device),
         driver=driver(settings.device),
         versions=describe_versions(),
@@ -101,7 +100,9 @@ def measure(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
             yield {"note": f"the time was up before batch {batch}"}
             return
         inputs, wanted = rows_of(examples, batch), rows_of(expected, batch)
-        for row in one_batch(replace(about, batch=batch), opened, inputs, wanted, matrix, settings):
+        gflop = count_gflop(subject, rows_of(examples, min(batch, sum(ROWS[case.role]))))
+        this = replace(about, batch=batch, gflop=gflop)
+        for row in one_batch(this, opened, inputs, wanted, matrix, settings):
             yield {"row": asdict(row)}
     yield {"complete": True}
 
@@ -127,26 +128,35 @@ def make_inputs(case: Case, loaded: Loaded) -> dict[str, np.ndarray]:
     return make_examples(case.role, described, manifest)
 
 
-def reference(subject: Subject, examples: Arrays) -> tuple[dict[str, np.ndarray], float]:
-    """What the network gives in fp32 on the device, for all examples; and the GFLOP of one row."""
-    inputs = [torch.from_numpy(examples[tensor.name]) for tensor in subject.tensors.inputs]
+def reference(subject: Subject, examples: Arrays) -> dict[str, np.ndarray]:
+    """What the network gives in fp32 on the device, row by row, for all examples."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False  # fp32 as everywhere else
     try:
-        with torch.inference_mode(), quiet():
-            with FlopCounterMode(display=False) as counter:
-                subject.loaded.graph(*(tensor[:1].to(subject.device) for tensor in inputs))
-            parts = [
-                subject.loaded.graph(*(tensor[row : row + 1].to(subject.device) for tensor in inputs))
-                for row in range(sum(ROWS[subject.role]))
-            ]
+        parts = [
+            in_fp32(subject, {name: array[row : row + 1] for name, array in examples.items()})
+            for row in range(sum(ROWS[subject.role]))
+        ]
     finally:
         torch.backends.cudnn.allow_tf32 = allowed
-    outputs = {
+    return {
         tensor.name: torch.cat(values).cpu().numpy()
         for tensor, values in zip(subject.tensors.outputs, zip(*parts, strict=True), strict=True)
     }
-    return outputs, counter.get_total_flops() / 1e9
+
+
+def in_fp32(subject: Subject, inputs: Arrays) -> tuple[torch.Tensor, ...]:
+    """The outputs of PyTorch's network."""
+    tensors = (torch.from_numpy(inputs[tensor.name]).to(subject.device) for tensor in subject.tensors.inputs)
+    with torch.inference_mode(), quiet():
+        return subject.loaded.graph(*tensors)
+
+
+def count_gflop(subject: Subject, inputs: Arrays) -> float:
+    """The work of one row of such a batch: texts are as long as the longest of theirs."""
+    with FlopCounterMode(display=False) as counter:
+        in_fp32(subject, inputs)
+    return counter.get_total_flops() / 1e9 / len(next(iter(inputs.values())))
 
 
 def rows_of(arrays: Arrays, batch: int) -> dict[str, np.ndarray]:
