@@ -794,3 +794,28 @@ def test_a_gpu_provider_that_is_not_installed_is_no_silent_fallback(
     providers = backend.execution_providers({}, "GPU", "0")
     with pytest.raises(refusal(), match=r"CUDAExecutionProvider .* install onnxruntime-gpu"):
         backend.create_session(file, backend.session_options({}), providers)
+
+
+@pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider"])
+def test_cudas_libraries_are_loaded_from_wheels_before_a_session_needs_them(
+    backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    happened = []
+
+    class Session:
+        def __init__(self, file: str, options: Any, providers: list[Any]) -> None:
+            happened.append("session")
+            self.names = [name for name, _ in providers]
+
+        def get_providers(self) -> list[str]:
+            return self.names
+
+    known = [provider, "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: happened.append("libraries"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    file = write_model(tmp_path, "double", double())
+    backend.create_session(file, backend.session_options({}), [(name, {}) for name in known])
+    assert happened == ["libraries", "session"]
+    backend.create_session(file, backend.session_options({}), [("CPUExecutionProvider", {})])
+    assert happened == ["libraries", "session", "session"]

@@ -25,6 +25,7 @@ PACKAGES = {
     "TensorrtExecutionProvider": "onnxruntime-gpu",
     "OpenVINOExecutionProvider": "onnxruntime-openvino",
 }
+NVIDIA = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
 TENSORRT_PRECISION: dict[str, dict[str, str]] = {
     "FP32": {},
     "FP16": {"trt_fp16_enable": "1"},
@@ -178,6 +179,9 @@ def create_session(file: Path, options: Any, providers: list[tuple[str, dict[str
             f"{name} is requested, and the installed onnxruntime {onnxruntime.__version__} has only "
             f"{', '.join(available)}: install {PACKAGES.get(name)} in its place, or do not request it",
         )
+    if NVIDIA.intersection(wanted) and hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        # CUDA's libraries may be wheels beside onnxruntime, where the loader does not look for them.
+        onnxruntime.preload_dlls()
     session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     failed = ", ".join(name for name in wanted if name not in session.get_providers())
     require(not failed, f"{failed} is requested and could not be started; the server's log has the reason")
