@@ -2,9 +2,10 @@
 
     python -m benchmarks.ceilings model_repository ceilings.json [--step NAME ...] [--seconds 2]
 
-Every network with every engine of `ENGINES` that is installed, at batches from 1 to 32 and every way to share
-out the processors among runs at once; the decoder on encoded files; a search as the matrix product that it is
-at least. The best of each goes into the file, which `tercet bench --ceilings` reads to show the share of it.
+Every network with every engine of `ENGINES` that is installed and answers as ONNX Runtime does in fp32 (what
+`tercet tune` finds), at batches from 1 to 32 and every way to share out the processors among runs at once;
+the decoder on encoded files; a search as the matrix product that it is at least. The best of each goes into
+the file, which `tercet bench --ceilings` reads to show the share of it.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import importlib.util
 import json
 import multiprocessing
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +29,7 @@ import numpy as np
 from tercet.bench.ceilings import DECODER, SEARCH, Ceiling, write_ceilings
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.bench.processes import describe_machine
+from tercet.server.engines.networks import find_networks, is_installed, measure_engines
 from tercet.server.runtime import processors
 
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -61,7 +64,32 @@ def open_onnxruntime(model: Path, threads: int, at_once: int) -> Run:
     return lambda feed: session.run(None, feed)
 
 
-ENGINES = {"onnxruntime": Engine("onnxruntime", open_onnxruntime)}
+def open_openvino(precision: str, model: Path, threads: int, at_once: int) -> Run:
+    """OpenVINO on the processors, a stream for each of those who call at once."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # reports every import
+    import openvino
+
+    properties = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads * at_once,
+        "NUM_STREAMS": at_once,
+    }
+    compiled = openvino.Core().compile_model(str(model), "CPU", properties)
+    own = threading.local()
+
+    def run(feed: Feed) -> Any:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        return own.request.infer(feed, share_inputs=True)
+
+    return run
+
+
+ENGINES = {
+    "onnxruntime": Engine("onnxruntime", open_onnxruntime),
+    "openvino-f32": Engine("openvino", partial(open_openvino, "f32")),
+    "openvino-bf16": Engine("openvino", partial(open_openvino, "bf16")),
+}
 
 # What each network reads, by name, of what `tensors` makes.
 NETWORKS = {
@@ -106,7 +134,8 @@ def measure(
         model = repository / step / "1" / "model.onnx"
         if step in steps and model.exists() and all(name in have for name in names):
             feed = {name: have[name] for name in names}
-            yield max(networks(step, model, feed, engines, seconds), key=lambda row: row.per_second)
+            passing = [engine for engine in engines if engine not in refused(repository, step)]
+            yield max(networks(step, model, feed, passing, seconds), key=lambda row: row.per_second)
     if DECODER in steps:
         known = {"view_box", *geometries(repository, manifest)}
         for outputs in DECODED:
@@ -114,6 +143,12 @@ def measure(
                 yield decoding(repository, manifest, outputs, seconds)
     if SEARCH in steps and "clip_image" in manifest["roles"]:
         yield searching(manifest["roles"]["clip_image"]["embedding_dimension"], seconds)
+
+
+def refused(repository: Path, step: str) -> set[str]:
+    """The engines whose answers for a network are too far from fp32's."""
+    measured = measure_engines(repository, find_networks(repository, [step]), print) if is_installed() else {}
+    return {trial.engine for trial in measured.get(step, ()) if trial.refused is not None}
 
 
 def networks(step: str, model: Path, feed: Feed, engines: list[str], seconds: float) -> Iterator[Ceiling]:

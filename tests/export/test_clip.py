@@ -1,6 +1,7 @@
 """CLIP: parity with open_clip, the pseudo-token, architectures, containers and the right activation."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.export import parity
 from tests.tiny import CLIP, randomise
 
 ARCH = "ViT-B-32-quickgelu"
+NAMES = ("token_ids", "pseudo_token", "pseudo_index")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,36 @@ def test_text_is_pooled_where_the_architecture_says(tiny: dict[str, torch.Tensor
             (pooled[pool],) = TextTower(clip, pool, end)(ids, *nothing)
             torch.testing.assert_close(pooled[pool], clip.encode_text(ids, normalize=True))
     assert not torch.allclose(pooled["argmax"], pooled["eos"])
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_what_follows_the_texts_is_not_computed_and_not_missed(
+    format: str, tiny: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """A batch is cut where its longest text ends: every length, alone and beside others, as in open_clip."""
+    torch.save(tiny, tmp_path / "tiny.pt")
+    options = Options(arch=str(tmp_path / "tiny.json"), format=format)
+    path = export_network(network("clip-text"), tmp_path / "tiny.pt", tmp_path / "text", options).path
+    clip = build(Architecture("tiny", CLIP, {}))
+    clip.load_state_dict(tiny)
+    rng = np.random.default_rng(0)
+    ids = np.zeros((76, 77), np.int32)
+    for row in range(76):  # the end token at every place but the first
+        ids[row, : row + 1] = rng.integers(1, 900, row + 1)
+        ids[row, row + 1] = 913
+    with torch.inference_mode():
+        expected = clip.eval().encode_text(torch.from_numpy(ids), normalize=True).numpy()
+    run: Callable[..., Any]
+    if format == "onnx":
+        session = onnxruntime.InferenceSession(path)
+        run = lambda *given: session.run(None, dict(zip(NAMES, given, strict=True)))  # noqa: E731
+    else:
+        module = torch.jit.load(path)
+        run = lambda *given: [module(*map(torch.from_numpy, given))[0].detach().numpy()]  # noqa: E731
+    for rows in (*([row] for row in range(76)), [0, 75], [3, 1, 2], list(range(0, 76, 5))):
+        nothing = np.zeros((len(rows), 32), np.float32), np.full((len(rows), 1), -1, np.int32)
+        (embedding,) = run(ids[rows], *nothing)
+        np.testing.assert_allclose(embedding, expected[rows], atol=1e-5)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

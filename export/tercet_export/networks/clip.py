@@ -36,6 +36,9 @@ DIGESTED = 100_000
 
 LOGITS = ("logit_scale", "logit_bias")
 
+# Texts are cut to a multiple of so many tokens: an engine that prepares itself for each shape meets few.
+ROUNDED = 4
+
 RESIZE = {"shortest": "shortest", "squash": "stretch"}
 
 
@@ -168,8 +171,6 @@ class ImageTower(nn.Module):
 class TextTower(nn.Module):
     """The `clip_text` graph: open_clip's text tower with the embedding of one token replaced."""
 
-    attn_mask: Tensor | None
-
     def __init__(self, tower: Any, pool_type: str, end: int) -> None:
         super().__init__()
         self.token_embedding = tower.token_embedding
@@ -177,22 +178,40 @@ class TextTower(nn.Module):
         self.transformer = tower.transformer
         self.ln_final = tower.ln_final
         self.text_projection = tower.text_projection
-        self.register_buffer("attn_mask", tower.attn_mask, persistent=False)
-        self.pool_type, self.end = pool_type, end
+        self.causal, self.pool_type, self.end = tower.attn_mask is not None, pool_type, end
 
     def forward(self, token_ids: Tensor, pseudo_token: Tensor, pseudo_index: Tensor) -> tuple[Tensor]:
         """Ids (B, T), pseudo-token (B, W), its place (B, 1) or -1 -> embedding f32 (B, D) of unit length."""
-        words = self.token_embedding(token_ids)  # (B, T, W)
+        length = self.length_read(token_ids)
+        token_ids = token_ids[:, :length]
+        words = self.token_embedding(token_ids)  # (B, T, W), with T the longest text's from here on
         places = torch.arange(words.shape[1], device=words.device, dtype=pseudo_index.dtype)
         here = places[None, :] == pseudo_index  # (B, T)
         x = torch.where(here[:, :, None], pseudo_token.to(words.dtype)[:, None, :], words)
-        x = self.ln_final(self.transformer(x + self.positional_embedding, attn_mask=self.attn_mask))
+        mask = words.new_full((length, length), -math.inf).triu(1) if self.causal else None
+        x = self.ln_final(self.transformer(x + self.positional_embedding[:length], attn_mask=mask))
         x = text_global_pool(x, token_ids, self.pool_type, eos_token_id=self.end)
         if isinstance(self.text_projection, nn.Linear):
             x = self.text_projection(x)
         elif self.text_projection is not None:
             x = x @ self.text_projection
         return (F.normalize(x.float(), dim=-1),)
+
+    def length_read(self, token_ids: Tensor) -> int:
+        """How many of T tokens the embeddings depend on, a multiple of `ROUNDED`.
+
+        In a causal tower what follows the pooled token has no part in it, and most texts are a quarter of T.
+        A traced graph reads all of them: tracing would keep the length of its example.
+        """
+        cut = self.causal and self.pool_type in ("argmax", "eos") and not torch.jit.is_tracing()
+        if not cut:
+            return token_ids.shape[1]
+        ends = token_ids if self.pool_type == "argmax" else (token_ids == self.end).int()
+        longest = ends.argmax(dim=1).max() + 1
+        length = int(((longest + ROUNDED - 1) // ROUNDED * ROUNDED).clamp(max=token_ids.shape[1]))
+        torch._check(length > 0)
+        torch._check(length <= token_ids.shape[1])
+        return length
 
 
 WEIGHTS_LICENCE = "OpenAI: MIT; SigLIP: Apache-2.0; others: see their model card"
