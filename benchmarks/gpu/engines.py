@@ -325,11 +325,13 @@ BASELINE: Mapping[str, str] = dict.fromkeys(ROLES, "torch") | {"captioner": "tra
 CAPTIONER, REMOVER = frozenset({"captioner"}), frozenset({"background_remover"})
 # torch.compile and CUDA graphs have no use for the captioner: how often its loop runs depends on the data.
 STRAIGHT = frozenset(ROLES) - CAPTIONER
+# Nor have ONNX Runtime's for texts, of which a batch's longest decides what is computed.
+FIXED = STRAIGHT - {"clip_text"}
 
 ENGINES: Mapping[str, Engine] = {
     "onnxruntime": Engine(OnnxRuntimeRunner),
     "onnxruntime-graphs": Engine(
-        partial(OnnxRuntimeRunner, cuda={"enable_cuda_graph": "1"}, fixed=True), STRAIGHT, missing=_needs_cuda
+        partial(OnnxRuntimeRunner, cuda={"enable_cuda_graph": "1"}, fixed=True), FIXED, missing=_needs_cuda
     ),
     "onnxruntime-fixed": Engine(partial(OnnxRuntimeRunner, fixed=True), CAPTIONER),
     "onnxruntime-exhaustive": Engine(
