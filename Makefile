@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format train-demo ablation clean
+.PHONY: help demo test test-all lint format train-demo ablation bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ train-demo: $(READY)  ## train the demo networks from scratch (under an hour on 
 ablation: $(READY)  ## every way to compose a query, on the synthetic world, by kind of modification; writes the README's table
 	$(BIN)/python -m tercet_training.ablation
 
+bench: $(READY)  ## how fast it is, beside the machine's limits and other servers, and whether that became worse (half an hour)
+	$(BIN)/python -m benchmarks
+
 clean:  ## remove what was built: environment, exports, demo output
-	rm -rf .venv build demo_output *.egg-info client/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv build demo_output bench_output *.egg-info client/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find model_repository -path '*/1/*' \( -name '*.onnx' -o -name '*.data' -o -name '*.json' \) -delete

@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -199,8 +199,10 @@ def taking_turns(
     """Round by round, each system once in each; every other round in the opposite order."""
     for number in range(rounds):
         for system in systems[:: -1 if number % 2 else 1]:
+            # A script was run already and keeps no queue: there is nothing to warm up.
+            turn = load if system.server else replace(load, warm_up=0.0)
             with awake(system.server, everyone), contextlib.closing(system.target()) as asked:
-                measured = measure(asked, load, system.server, TIMEOUT)
+                measured = measure(asked, turn, system.server, TIMEOUT)
             row = Round(
                 network=network,
                 target=target,

@@ -42,13 +42,15 @@ class Measured:
 
 
 def measure(target: Target, load: Load, server: Running | None, timeout: float) -> Measured:
-    """Throughput and latency of `target`; at least one answer is waited for before and within the window."""
+    """Throughput and latency of `target`; at least one answer is waited for within the window and before it,
+    where there is a warm-up."""
     family: Sequence[int] = processes.tree(server.process.pid) if server else [os.getpid()]
     loop = ClosedLoop(target, load.clients)
     loop.start()
     try:
-        wait(loop, load.warm_up, timeout)
-        loop.take()
+        if load.warm_up:
+            wait(loop, load.warm_up, timeout)
+            loop.take()
         started, used, busy = time.perf_counter(), processes.cpu_seconds(family), busy_seconds()
         own = processes.own_cpu_seconds()
         wait(loop, load.seconds, timeout)

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import logging
 import os
 import tempfile
 import time
@@ -156,15 +155,11 @@ def quiet() -> Iterator[None]:
     """Without torch's warnings, and without the fused attention that cannot be exported."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")  # prints graphs with a length inside
-    level = shapes.level
-    shapes.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        shapes.setLevel(level)
         torch.backends.mha.set_fastpath_enabled(fused)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from tercet import messages
 from tercet.bench.values import Done
 from tercet.client import Client
+from tercet.compositions.settings import BackgroundChoice
 from tercet.errors import ModelMissing, TercetError
 from tercet.index import GalleryIndex, build_index
 from tercet.messages import Request
@@ -145,14 +146,21 @@ class QueryTarget:
     """The whole composed query as a user asks it: `Client.compose_queries`, then the index.
 
     Without an `index`, one of the pictures at hand is made. Every query under way has a thread of its own.
+    `background` is what `compose_queries` takes.
     """
 
     name = QUERY
 
     def __init__(
-        self, address: str, inputs: Inputs, index: Path | None, timeout: float, threads: int
+        self,
+        address: str,
+        inputs: Inputs,
+        index: Path | None,
+        timeout: float,
+        threads: int,
+        background: BackgroundChoice | None = None,
     ) -> None:
-        self._inputs = inputs
+        self._inputs, self._background = inputs, background
         self._client = Client(address, timeout=timeout, retries=0, remember=0)
         self._pool = ThreadPoolExecutor(threads, "tercet-query")
         self._lock = Lock()
@@ -160,15 +168,15 @@ class QueryTarget:
         self._search_seconds = 0.0
         with TemporaryDirectory(prefix="tercet-bench-") as folder:
             if index is None:
-                self._index = _own_index(self._client, inputs.pictures, Path(folder))
+                self.index = _own_index(self._client, inputs.pictures, Path(folder))
             else:
                 fingerprint = self._client.lineup().encoder_fingerprint
-                self._index = GalleryIndex.load(index, encoder_fingerprint=fingerprint)
+                self.index = GalleryIndex.load(index, encoder_fingerprint=fingerprint)
 
     @property
     def gallery(self) -> int:
         """How many pictures are searched."""
-        return len(self._index)
+        return len(self.index)
 
     def send(self, number: int, done: Done) -> None:
         """Ask one query."""
@@ -190,9 +198,9 @@ class QueryTarget:
     def _ask(self, picture: bytes, text: str, done: Done) -> None:
         failure: TercetError | None = None
         try:
-            query = self._client.compose_queries(picture, text)
+            query = self._client.compose_queries(picture, text, background=self._background)
             started = perf_counter()
-            self._index.search(query.embedding[None], ASKED)
+            self.index.search(query.embedding[None], ASKED)
             with self._lock:
                 self._searches += 1
                 self._search_seconds += perf_counter() - started

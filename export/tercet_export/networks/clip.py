@@ -203,12 +203,13 @@ class TextTower(nn.Module):
         In a causal tower what follows the pooled token has no part in it, and most texts are a quarter of T.
         A traced graph reads all of them: tracing would keep the length of its example.
         """
-        cut = self.causal and self.pool_type in ("argmax", "eos") and not torch.jit.is_tracing()
-        if not cut:
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if not self.causal or self.pool_type not in ("argmax", "eos") or tracing:
             return token_ids.shape[1]
         ends = token_ids if self.pool_type == "argmax" else (token_ids == self.end).int()
         longest = ends.argmax(dim=1).max() + 1
-        length = int(((longest + ROUNDED - 1) // ROUNDED * ROUNDED).clamp(max=token_ids.shape[1]))
+        rounded = (longest + ROUNDED - 1) // ROUNDED * ROUNDED
+        length: Any = rounded.clamp(max=token_ids.shape[1]).item()  # a symbol while it is exported
         torch._check(length > 0)
         torch._check(length <= token_ids.shape[1])
         return length

@@ -80,11 +80,8 @@ def load_clip(checkpoint: Path, arch: str | None, tokenizer: str | None = None) 
     encoding = vocabulary.build(details, tokenizer, Path()).encode(PROMPT, add_special_tokens=False)
     ids = [details["start"], *encoding.ids, details["end"]]
     place = [*encoding.offsets].index((PROMPT.index("*"), PROMPT.index("*") + 1)) + 1
-    if cut_context(text.graph, len(ids)):
-        token_ids = torch.tensor([ids], dtype=torch.int32)
-    else:
-        token_ids = torch.full((1, text.sizes["T"]), details["pad"], dtype=torch.int32)
-        token_ids[0, : len(ids)] = torch.tensor(ids)
+    token_ids = torch.full((1, text.sizes["T"]), details["pad"], dtype=torch.int32)
+    token_ids[0, : len(ids)] = torch.tensor(ids)  # the tower reads no further than its end
     assert image.preprocessing is not None
     return FrozenCLIP(
         image.graph,
@@ -96,16 +93,6 @@ def load_clip(checkpoint: Path, arch: str | None, tokenizer: str | None = None) 
         architecture.name,
         text.sizes,
     )
-
-
-def cut_context(tower: TextTower, length: int) -> bool:
-    """Shorten a causal tower to the prompt's length: what follows the end token changes nothing before it."""
-    mask = tower.attn_mask
-    if mask is None or not torch.isinf(mask.triu(1)[0, 1:]).all() or tower.pool_type not in ("argmax", "eos"):
-        return False
-    tower.positional_embedding = nn.Parameter(tower.positional_embedding[:length], requires_grad=False)
-    tower.attn_mask = mask[:length, :length]
-    return True
 
 
 def contrast(images: Tensor, texts: Tensor, scale: float, valid: Tensor) -> Tensor:

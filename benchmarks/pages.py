@@ -1,0 +1,66 @@
+"""What scripts that measure share: rows to CSV, tables into pages, the full-size repository, ratios."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+__all__ = ["DOCS", "fill", "full_size_repository", "markdown", "spread", "write_rows"]
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CACHE = Path.home() / ".cache" / "tercet" / "peers"
+ARCH = "ViT-B-32-quickgelu"
+
+
+def full_size_repository() -> Path:
+    """A model repository with the `small` lineup at full size: random weights, exported where it is missing.
+
+    IS-Net, GIT-base (greedy, 20 tokens, which random weights always use), CLIP ViT-B/32.
+    """
+    from benchmarks.peers.weights import prepare
+
+    return prepare(CACHE / "weights", ARCH, whole=True)[1]
+
+
+def write_rows(file: Path, rows: Sequence[Any]) -> None:
+    """A line for each dataclass; floats to five digits."""
+    assert rows
+    assert is_dataclass(rows[0])
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, [field.name for field in fields(rows[0])], lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            cells = asdict(row).items()
+            writer.writerow(
+                {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in cells}
+            )
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table whose first column is text, the others numbers."""
+    lines = [f"| {' | '.join(header)} |", f"| --- |{' ---: |' * (len(header) - 1)}"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def fill(page: Path, name: str, lines: Sequence[str]) -> None:
+    """Put `lines` between the comments `<!-- name: ... -->` and `<!-- end of name -->` of a page.
+
+    Raises:
+        ValueError: the page has no such place.
+    """
+    text = page.read_text()
+    head, begin, rest = text.partition(f"<!-- {name}: ")
+    comment, closed, old = rest.partition(" -->\n")
+    _, end, tail = old.partition(f"<!-- end of {name} -->")
+    if not (begin and closed and end):
+        raise ValueError(f"{page} has no place for {name}")
+    page.write_text(head + begin + comment + closed + "\n".join(lines) + "\n" + end + tail)
+
+
+def spread(values: Iterable[float]) -> Mapping[str, float]:
+    """Median, least and largest."""
+    known = sorted(values)
+    return {"median": median(known), "least": known[0], "largest": known[-1]}

@@ -1,0 +1,232 @@
+"""The numbers that matter, as ratios, out of what the scripts wrote; and whether one has become worse.
+
+    python -m benchmarks.ratios FOLDER [--kept docs/ratios.json] [--keep]
+
+Times differ from machine to machine and from hour to hour; a ratio of two that were measured in turns hardly
+does. A ratio is a regression if its median is a tenth worse than the kept one *and* the ranges of the two do
+not meet. `--keep` makes the folder's ratios the kept ones. The exit status is 1 where something regressed.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.pages import DOCS, fill, markdown, spread
+from benchmarks.peers.rounds import OURS, Comparison, compare, read
+
+KEPT = DOCS / "ratios.json"
+TOLERANCE = 0.10
+SMALL = 0.02
+"""Differences below this are none, of ratios that are shares near zero."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One number: median, least and largest of its rounds, the bar it is held against, which way is better.
+
+    Where a number was measured once, all three are the same.
+    """
+
+    name: str
+    median: float
+    least: float
+    largest: float
+    bar: float | None = None
+    higher_is_better: bool = True
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the bar is; None where there is none."""
+        if self.bar is None:
+            return None
+        return self.median >= self.bar if self.higher_is_better else self.median <= self.bar
+
+    def worse_than(self, kept: "Ratio") -> bool:
+        """Whether this is a regression: the median is clearly worse, and the ranges do not meet."""
+        margin = max(TOLERANCE * kept.median, SMALL)
+        if self.higher_is_better:
+            return self.median < kept.median - margin and self.largest < kept.least
+        return self.median > kept.median + margin and self.least > kept.largest
+
+
+def main() -> int:
+    """Collect, compare, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the scripts wrote")
+    parser.add_argument("--kept", type=Path, default=KEPT)
+    parser.add_argument("--keep", action="store_true", help="these are the ones to compare with from now on")
+    arguments = parser.parse_args()
+    found = collect(arguments.folder)
+    kept = load(arguments.kept) if arguments.kept.exists() else []
+    print("\n".join(table(found, kept)))
+    worse = regressions(found, kept)
+    for line in worse:
+        print(f"WORSE: {line}", file=sys.stderr)
+    if arguments.keep:
+        names = {ratio.name for ratio in found}
+        merged = [ratio for ratio in kept if ratio.name not in names] + found
+        merged.sort(key=lambda ratio: ratio.name)
+        arguments.kept.write_text(json.dumps([asdict(ratio) for ratio in merged], indent=1) + "\n")
+        if arguments.kept == KEPT:
+            fill(DOCS / "performance.md", "ratios", table(merged, []))
+        return 0
+    return 1 if worse else 0
+
+
+def load(file: Path) -> list[Ratio]:
+    """What `--keep` wrote."""
+    return [Ratio(**entry) for entry in json.loads(file.read_text())]
+
+
+def regressions(found: Sequence[Ratio], kept: Sequence[Ratio]) -> list[str]:
+    """A line for each ratio that has become worse."""
+    before = {ratio.name: ratio for ratio in kept}
+    return [
+        f"{ratio.name}: {shown(ratio)}, was {shown(before[ratio.name])}"
+        for ratio in found
+        if ratio.name in before and ratio.worse_than(before[ratio.name])
+    ]
+
+
+def collect(folder: Path) -> list[Ratio]:
+    """Every ratio that the files of a folder tell; files that are not there tell none."""
+    found: list[Ratio] = []
+    for name, reader in READERS.items():
+        if (folder / name).exists():
+            found += reader(folder / name)
+    return found
+
+
+def of_peers(file: Path) -> Iterator[Ratio]:
+    """Throughput by each peer's, and by the best of them."""
+    bars = {("embed_image", 16): 4.0, ("embed_text", 16): 2.0}
+    scripts = {("query", 1, "researcher"): 5.0, ("query", 8, "researcher"): 8.0}
+    rows = [row for row in compare(read(file)) if row.system != OURS]
+    groups: dict[tuple[str, str, int], list[Comparison]] = {}
+    for row in rows:
+        groups.setdefault((row.network, row.target, row.clients), []).append(row)
+    for (network, target, clients), group in groups.items():
+        best = min(group, key=lambda row: row.ratio)
+        for row in group:
+            bar = scripts.get((target, clients, row.system))
+            bar = bars.get((target, clients)) if row is best and bar is None else bar
+            name = f"{target}, {network}, {clients} clients: by {row.system}'s throughput"
+            yield Ratio(name, row.ratio, row.least, row.largest, bar)
+
+
+def of_bench(file: Path) -> Iterator[Ratio]:
+    """Shares of ceilings, and the tail at part of the load, out of `tercet bench`'s own file."""
+    points = json.loads(file.read_text())["points"]
+    bars = {("embed_image", 16): 0.85, ("embed_text", 16): 0.8}
+    for point in points:
+        share, load = point.get("share_of_ceiling"), point["load"]
+        if point["mode"] == "closed" and share:
+            name = f"{point['target']}, {load:g} at once: share of the ceiling"
+            yield Ratio(name, share, share, share, bars.get((point["target"], load)))
+        if point["mode"] == "open" and point["latency"]:
+            tail = point["latency"]["p99"] / point["latency"]["p50"]
+            best = max(p["throughput"] for p in points if p["target"] == point["target"])
+            name = f"{point['target']} at {load / best:.0%} of its throughput: p99 by p50"
+            bar = 2.0 if point["target"] == "embed_image" else None
+            yield Ratio(name, tail, tail, tail, bar, higher_is_better=False)
+
+
+def of_steps(file: Path) -> Iterator[Ratio]:
+    """The share of a composed query that is not computation."""
+    for row in rows_of(file):
+        if row["step"] == "query":
+            share = float(row["share_of_query"])
+            yield Ratio("query: share that is not computation", share, share, share, 0.10, False)
+
+
+def of_indexing(file: Path) -> Iterator[Ratio]:
+    """Indexing by embed_image's best, and how memory grew from the first round to the last."""
+    rows = rows_of(file)
+    name = f"indexing {rows[-1]['pictures']} files: by embed_image's best throughput"
+    yield Ratio(name, **spread(float(row["ratio"]) for row in rows), bar=0.9)
+    grown = float(rows[-1]["resident_mb"]) / float(rows[0]["resident_mb"])
+    yield Ratio("indexing: memory at the end by that at a fifth", grown, grown, grown, 1.1, False)
+
+
+def of_repeats(file: Path) -> Iterator[Ratio]:
+    """How many times as fast a remembered reference is asked again."""
+    yield Ratio("query: remembered by not", **spread(float(row["ratio"]) for row in rows_of(file)))
+
+
+def of_search(file: Path) -> Iterator[Ratio]:
+    """Recall, the tail and exact search's time by the product's, at the largest size with two threads."""
+    rows = [row for row in rows_of(file) if row["queries"] == "composed" and row["kind"] in KINDS]
+    largest = max(int(row["size"]) for row in rows)
+    rows = [row for row in rows if int(row["size"]) == largest]
+    threads = max(int(row["threads"]) for row in rows)
+    rows = [row for row in rows if int(row["threads"]) == threads]
+    for row in rows:
+        if row["kind"] == "exact":
+            share = float(row["of_product"])
+            name = f"search, {largest:,}: exact by a matrix product's time"
+            yield Ratio(name, share, share, share, 1.2, False)
+    good = [row for row in rows if row["kind"] == "quantised" and float(row["recall_at_10"]) >= 0.99]
+    if good:
+        best = min(good, key=lambda row: float(row["p99_ms"]))
+        recall, tail = float(best["recall_at_10"]), float(best["p99_ms"])
+        yield Ratio(f"search, {largest:,}: recall@10 of codes", recall, recall, recall, 0.99)
+        exact = median(float(row["p50_ms"]) for row in rows if row["kind"] == "exact")
+        speed = exact / float(best["p50_ms"])
+        yield Ratio(f"search, {largest:,}: codes by exact search's speed", speed, speed, speed)
+        yield Ratio(f"search, {largest:,}: p99 of codes, ms", tail, tail, tail, 5.0, False)
+
+
+def of_captioner(file: Path) -> Iterator[Ratio]:
+    """Pictures a second by transformers', and the time by its floor."""
+    for entry in json.loads(file.read_text())["ratios"]:
+        yield Ratio(**entry)
+
+
+KINDS = ("exact", "quantised")
+READERS: dict[str, Callable[[Path], Iterator[Ratio]]] = {
+    "peers.csv": of_peers,
+    "bench.json": of_bench,
+    "captioner.json": of_captioner,
+    "steps.csv": of_steps,
+    "search.csv": of_search,
+    "indexing.csv": of_indexing,
+    "repeats.csv": of_repeats,
+}
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The lines of a CSV."""
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def shown(ratio: Ratio) -> str:
+    """Median and range."""
+    if ratio.least == ratio.largest:
+        return f"{ratio.median:.3g}"
+    return f"{ratio.median:.3g} ({ratio.least:.3g} to {ratio.largest:.3g})"
+
+
+def table(found: Sequence[Ratio], kept: Sequence[Ratio]) -> list[str]:
+    """As Markdown; with what is kept beside it, where anything is."""
+    before = {ratio.name: shown(ratio) for ratio in kept}
+    header = ("", "median (range)", *(["kept"] if kept else []), "bar", "reached")
+    lines = []
+    for ratio in found:
+        sign = "≥" if ratio.higher_is_better else "≤"
+        bar = "" if ratio.bar is None else f"{sign} {ratio.bar:g}"
+        reached = {None: "", True: "yes", False: "**no**"}[ratio.reached]
+        lines.append(
+            (ratio.name, shown(ratio), *([before.get(ratio.name, "")] if kept else []), bar, reached)
+        )
+    return markdown(header, lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
