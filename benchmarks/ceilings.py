@@ -2,10 +2,10 @@
 
     python -m benchmarks.ceilings model_repository ceilings.json [--step NAME ...] [--seconds 2]
 
-Every network with every engine of `ENGINES` that is installed and answers as ONNX Runtime does in fp32 (what
-`tercet tune` finds), at batches from 1 to 32 and every way to share out the processors among runs at once;
-the decoder on encoded files; a search as the matrix product that it is at least. The best of each goes into
-the file, which `tercet bench --ceilings` reads to show the share of it.
+Every network with the fastest engine of `ENGINES` that is installed and answers as ONNX Runtime does in fp32
+(what `tercet tune` finds), at batches from 1 to 32 and every way to share out the processors among runs at
+once; the decoder on encoded files; a search as the matrix product that it is at least. The best of each goes
+into the file, which `tercet bench --ceilings` reads to show the share of it.
 """
 
 import argparse
@@ -33,10 +33,14 @@ from tercet.server.engines.networks import find_networks, is_installed, measure_
 from tercet.server.runtime import processors
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-LONGEST_RUN = 10.0
+LONGEST_RUN = 4.0
 """Seconds that one run may take before larger batches are left out."""
+PROBED = 4
+"""Rows of the batch that engines are compared with."""
 
 GALLERY = 10_000
+SIDE = 2048
+"""Of the matrices whose product tells the processors' rate."""
 
 Feed: TypeAlias = dict[str, np.ndarray]
 Run: TypeAlias = Callable[[Feed], Any]
@@ -121,6 +125,8 @@ def main() -> None:
         what = f"{row.step} {' '.join(row.outputs)}".strip()
         how = f"batch {row.batch}, {row.sessions} at once on {row.threads} threads"
         print(f"{what:40} {row.per_second:10.2f}/s  {row.engine}, {how}", flush=True)
+    machine["matrix_product_tflops"] = matrix_products(arguments.engine, arguments.seconds)
+    print(f"matrix product, TFLOP/s: {machine['matrix_product_tflops']}", flush=True)
     machine["load_average_at_end"] = describe_machine()["load_average"]
     write_ceilings(arguments.output, rows, machine, manifest["fingerprint"])
 
@@ -135,7 +141,8 @@ def measure(
         if step in steps and model.exists() and all(name in have for name in names):
             feed = {name: have[name] for name in names}
             passing = [engine for engine in engines if engine not in refused(repository, step)]
-            yield max(networks(step, model, feed, passing, seconds), key=lambda row: row.per_second)
+            best = quickest(model, feed, passing, seconds)
+            yield max(networks(step, model, feed, best, seconds), key=lambda row: row.per_second)
     if DECODER in steps:
         known = {"view_box", *geometries(repository, manifest)}
         for outputs in DECODED:
@@ -151,27 +158,35 @@ def refused(repository: Path, step: str) -> set[str]:
     return {trial.engine for trial in measured.get(step, ()) if trial.refused is not None}
 
 
-def networks(step: str, model: Path, feed: Feed, engines: list[str], seconds: float) -> Iterator[Ceiling]:
-    """One network at every setting worth trying."""
+def quickest(model: Path, feed: Feed, engines: list[str], seconds: float) -> str:
+    """The engine that does most with a small batch on all processors: it alone is tried at every setting."""
+    rows = {key: repeated(values, PROBED) for key, values in feed.items()}
+    rates = {}
     for name in engines:
-        if importlib.util.find_spec(ENGINES[name].package) is None:
-            continue
-        for at_once in divisors(processors()):
-            threads = processors() // at_once
-            run = ENGINES[name].open(model, threads, at_once)
-            best = falling = 0.0
-            for batch in BATCHES:
-                rows = {key: repeated(values, batch) for key, values in feed.items()}
-                started = time.perf_counter()
-                run(rows)
-                if time.perf_counter() - started > LONGEST_RUN and batch > 1:
-                    break
-                rate = batch * calls_per_second(partial(run, rows), at_once, seconds)
-                yield Ceiling(step, name, rate, batch, at_once, threads)
-                falling = falling + 1 if rate < best else 0
-                best = max(best, rate)
-                if falling == 2:
-                    break
+        if importlib.util.find_spec(ENGINES[name].package) is not None:
+            run = ENGINES[name].open(model, processors(), 1)
+            rates[name] = calls_per_second(partial(run, rows), 1, seconds)
+    return max(rates, key=lambda name: rates[name])
+
+
+def networks(step: str, model: Path, feed: Feed, engine: str, seconds: float) -> Iterator[Ceiling]:
+    """One network with one engine at every setting worth trying."""
+    for at_once in divisors(processors()):
+        threads = processors() // at_once
+        run = ENGINES[engine].open(model, threads, at_once)
+        best = falling = 0.0
+        for batch in BATCHES:
+            rows = {key: repeated(values, batch) for key, values in feed.items()}
+            started = time.perf_counter()
+            run(rows)
+            if time.perf_counter() - started > LONGEST_RUN and batch > 1:
+                break
+            rate = batch * calls_per_second(partial(run, rows), at_once, seconds)
+            yield Ceiling(step, engine, rate, batch, at_once, threads)
+            falling = falling + 1 if rate < best else 0
+            best = max(best, rate)
+            if falling == 2:
+                break
 
 
 def calls_per_second(call: Callable[[], Any], at_once: int, seconds: float) -> float:
@@ -187,6 +202,27 @@ def calls_per_second(call: Callable[[], Any], at_once: int, seconds: float) -> f
     call()
     with ThreadPoolExecutor(at_once) as pool:
         return sum(pool.map(lambda _: work(), range(at_once)))
+
+
+def matrix_products(engines: list[str], seconds: float) -> dict[str, float]:
+    """Floating-point operations a second of one large product, by OpenVINO's precision, in 10^12."""
+    rates = {}
+    for precision in ("f32", "bf16"):
+        name = f"openvino-{precision}"
+        if name not in engines or importlib.util.find_spec(ENGINES[name].package) is None:
+            continue
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+        import openvino
+        from openvino import opset13
+
+        numbers = np.random.default_rng(0).standard_normal((SIDE, SIDE), dtype=np.float32)
+        given = opset13.parameter([SIDE, SIDE], np.float32, name="given")
+        model = openvino.Model([opset13.matmul(given, opset13.constant(numbers), False, False)], [given])
+        properties = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": processors()}
+        request = openvino.Core().compile_model(model, "CPU", properties).create_infer_request()
+        call = partial(request.infer, {"given": numbers}, share_inputs=True)
+        rates[precision] = round(2 * SIDE**3 * calls_per_second(call, 1, seconds) / 1e12, 3)
+    return rates
 
 
 def decoding(
