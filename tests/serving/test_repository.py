@@ -23,8 +23,21 @@ ENSEMBLES = {
     "embed_text_with_token": ({"text", "pseudo_token"}, {"embedding", "token_count"}),
 }
 # configs/torchscript.pbtxt: tests/export/test_torchscript_export.py.
-VARIANTS = sorted(REPOSITORY.glob("*/configs/gpu.pbtxt"))
+VARIANTS = sorted(file for name in ("gpu", "tensorrt") for file in REPOSITORY.glob(f"*/configs/{name}.pbtxt"))
 FILES = [*sorted(REPOSITORY.glob("*/config.pbtxt")), *VARIANTS]
+
+# What our variants say of TensorRT, by the names in the C++ backend's README; it refuses any other.
+TENSORRT_PARAMETERS = {
+    "precision_mode",
+    "trt_layer_norm_fp32_fallback",
+    "trt_engine_cache_enable",
+    "trt_engine_cache_path",
+    "trt_timing_cache_enable",
+    "trt_timing_cache_path",
+    "trt_profile_min_shapes",
+    "trt_profile_opt_shapes",
+    "trt_profile_max_shapes",
+}
 
 # A tensor: its type as Triton calls it, and its dimensions without the batch (a symbol or -1 is any number).
 Tensor = tuple[str, tuple[int | str, ...]]
@@ -125,7 +138,32 @@ def test_a_variant_differs_in_scheduling_alone(file: Path) -> None:
     for config in (variant, original):
         for field in ("instance_group", "dynamic_batching", "max_batch_size", "parameters"):
             config.ClearField(field)
+    if file.name == "tensorrt.pbtxt":
+        variant.ClearField("optimization")
     assert variant == original
+
+
+@pytest.mark.parametrize("model", sorted({file.relative_to(REPOSITORY).parts[0] for file in VARIANTS}))
+def test_tensorrt_is_the_variant_for_gpus_and_an_accelerator_for_batches_that_are_served(model: str) -> None:
+    tensorrt, gpu = (parse(REPOSITORY / model / "configs" / f"{name}.pbtxt") for name in ("tensorrt", "gpu"))
+    accelerators = list(tensorrt.optimization.execution_accelerators.gpu_execution_accelerator)
+    tensorrt.ClearField("optimization")
+    assert tensorrt == gpu
+    assert bool(accelerators) == (model in ("background_remover", "clip_image"))
+    for accelerator in accelerators:
+        assert (accelerator.name, accelerator.parameters["precision_mode"]) == ("tensorrt", "FP16")
+        unknown = accelerator.parameters.keys() - TENSORRT_PARAMETERS
+        assert not unknown
+        batches = []
+        for end in ("min", "opt", "max"):
+            ranges = accelerator.parameters[f"trt_profile_{end}_shapes"].split(",")
+            shapes = {name: sides.split("x") for name, _, sides in (entry.partition(":") for entry in ranges)}
+            assert list(shapes) == [tensor.name for tensor in ROLES[model].inputs]
+            for tensor in ROLES[model].inputs:
+                fixed = zip(shapes[tensor.name], tensor.dims, strict=True)
+                assert all(size == str(dim) for size, dim in fixed if isinstance(dim, int))
+            batches.append({int(sides[0]) for sides in shapes.values()})
+        assert (batches[0], batches[2]) == ({1}, {tensorrt.max_batch_size})
 
 
 def test_ensembles_offer_what_the_design_says() -> None:
