@@ -659,6 +659,10 @@ def test_session_options_follow_the_parameters(backend: ModuleType, monkeypatch:
     assert options.get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
 
     monkeypatch.setenv("TERCET_THREADS", "5")
+    shared = {"instance_group": [{"count": 2, "kind": "KIND_CPU"}]}
+    assert backend.session_options(shared).intra_op_num_threads == 2  # a process each
+    shared["instance_group"][0]["count"] = 8
+    assert backend.session_options(shared).intra_op_num_threads == 1
     options = backend.session_options({})
     assert options.intra_op_num_threads == 5
     assert options.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -775,6 +779,63 @@ def test_another_precision_than_asked_for_is_refused(backend: ModuleType, tmp_pa
     # What OpenVINO cannot do it does in another precision, without a word.
     with pytest.raises(refusal(), match=r"OpenVINO in undefined is requested, .* runs in"):
         openvino.OpenVinoGraph(file, {}, {"INFERENCE_PRECISION_HINT": "undefined"})
+
+
+def repeated() -> onnx.ModelProto:
+    """Three times state = state @ weights + offset, both of which are made of x before the loop."""
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["state", "weights"], ["product"]),
+            helper.make_node("Add", ["product", "offset"], ["next"]),
+            helper.make_node("Identity", ["go"], ["still"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, ()),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, ()),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, ()),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
+        ],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "mixing"], ["weights"]),
+        helper.make_node("Mul", ["x", "shift"], ["offset"]),
+        helper.make_node("Loop", ["steps", "", "x"], ["y"], body=body),
+    ]
+    square = (TensorProto.FLOAT, ("batch", 64, 64))
+    mixing = np.random.default_rng(1).normal(0, 0.02, (64, 64)).astype(np.float32)
+    numbers = {"mixing": mixing, "shift": np.array(0.3, np.float32), "steps": np.array(3)}
+    return graph(nodes, {"x": square}, {"y": square}, numbers)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_a_loop_reads_in_bf16_is_rounded_once_and_alike(
+    backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    module = importlib.import_module("backend_openvino")
+    file = write_model(tmp_path, "repeated", repeated())
+    x = np.random.default_rng(0).standard_normal((3, 64, 64)).astype(np.float32)
+    seen: list[Any] = []
+
+    def round_and_see(model: Any) -> None:
+        module_round(model)
+        (loop,) = [node for node in model.get_ops() if node.get_type_name() == "Loop"]
+        seen.extend(parameter.get_element_type().get_type_name() for parameter in loop.get_function().inputs)
+
+    module_round = module.round_before_loops
+    answers = []
+    for change in (round_and_see, lambda model: None):
+        monkeypatch.setattr(module, "round_before_loops", change)
+        loaded = module.OpenVinoGraph(file, {}, {"INFERENCE_PRECISION_HINT": precision})
+        answers.append(loaded.run(["y"], {"x": x})[0])
+    # The weights alone: the state is not read only, and what is added was never rounded.
+    assert seen.count("bf16") == (precision == "bf16")
+    np.testing.assert_array_equal(*answers)
+    expected = directly(repeated(), {"x": x})["y"]
+    assert np.abs(answers[0] - expected).max() < (0.02 if precision == "bf16" else 1e-5) * expected.max()
 
 
 def test_openvinos_telemetry_stays_unimported(backend: ModuleType) -> None:
