@@ -31,13 +31,13 @@ def module(name: str, *arguments: str) -> Arguments:
     ]
 
 
-def server_bench(out: Path) -> list[str]:
-    """`tercet bench` over the full-size repository."""
-    return [
+def server_bench(models: str, loads: tuple[str, ...], folder: str = "") -> Arguments:
+    """`tercet bench` over the full-size repository, with the ceilings that were measured before."""
+    return lambda out: [
         str(Path(sys.executable).with_name("tercet")),
-        *("bench", "--repository", str(full_size_repository()), "--ceilings", str(out / "ceilings.json")),
-        *("--model", "embed_image,embed_text,query", "--concurrency", "1,4,16", "--rate", "70%"),
-        *("--warm-up", "1", "--windows", "5", "--output", str(out)),
+        *("bench", "--repository", str(full_size_repository()), "--model", models, *loads),
+        *("--warm-up", "1", "--windows", "6", "--output", str(out / folder)),
+        *(("--ceilings", str(out / "ceilings.json")) if (out / "ceilings.json").exists() else ()),
     ]
 
 
@@ -48,10 +48,21 @@ def ceilings(out: Path) -> list[str]:
 
 PARTS: Mapping[str, tuple[str, Arguments]] = {
     "ceilings": ("what the engines do without a server", ceilings),
-    "server": ("throughput and latency by load, where the time goes", server_bench),
+    "server": (
+        "embedding: throughput and latency by load, where the time goes",
+        server_bench("embed_image,embed_text", ("--concurrency", "1,2,4,8,16,32", "--rate", "70%")),
+    ),
+    "query": (
+        "the same of whole composed queries",
+        server_bench("query", ("--concurrency", "1,8"), "query"),
+    ),
     "peers": (
         "beside other servers and a researcher's script",
-        module("peers", "--rounds", "5", "--seconds", "2.5", "--output", "{out}"),
+        module(
+            "peers",
+            *("--peers", "infinity", "litserve", "bentoml"),
+            *("--rounds", "5", "--seconds", "3", "--output", "{out}"),
+        ),
     ),
     "captioner": (
         "GIT beside transformers' generate",

@@ -2,9 +2,9 @@
 
     python -m benchmarks.ratios FOLDER [--kept docs/ratios.json] [--keep]
 
-Times differ from machine to machine and from hour to hour; a ratio of two that were measured in turns hardly
-does. A ratio is a regression if its median is a tenth worse than the kept one *and* the ranges of the two do
-not meet. `--keep` makes the folder's ratios the kept ones. The exit status is 1 where something regressed.
+Times differ from machine to machine and from hour to hour; a ratio of two that were measured in turns does
+less. A ratio is a regression if its median is a fifth worse than the kept one *and* the ranges of the two do
+not meet: from one run to the next ratios were seen to move by up to 14 %, more than within a run. `--keep` makes the folder's ratios the kept ones. The exit status is 1 where something regressed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from benchmarks.pages import DOCS, fill, markdown, spread
 from benchmarks.peers.rounds import OURS, Comparison, compare, read
 
 KEPT = DOCS / "ratios.json"
-TOLERANCE = 0.10
+TOLERANCE = 0.20
 SMALL = 0.02
 """Differences below this are none, of ratios that are shares near zero."""
 
@@ -192,6 +192,7 @@ KINDS = ("exact", "quantised")
 READERS: dict[str, Callable[[Path], Iterator[Ratio]]] = {
     "peers.csv": of_peers,
     "bench.json": of_bench,
+    "query/bench.json": of_bench,
     "captioner.json": of_captioner,
     "steps.csv": of_steps,
     "search.csv": of_search,

@@ -21,7 +21,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from benchmarks.pages import DOCS, fill, full_size_repository, markdown, spread, write_rows
 from benchmarks.peers.measuring import Load, measure
-from benchmarks.peers.running import Running, awake, start_tercet
+from benchmarks.peers.running import Running, awake, end_on_termination, start_tercet
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.bench.processes import resident, tree
 from tercet.bench.targets import EnsembleTarget, Inputs, requests_for
@@ -29,6 +29,7 @@ from tercet.server import EmbeddedServer
 from tercet.server.engines.trials import accelerated
 from tercet.server.overlay import link_all
 from tercet.server.repository import read_configuration
+from tercet.server.runtime import processors
 
 # What is asked: the step that prepares, and the network.
 TARGETS = {"embed_image": ("decode_image", "clip_image"), "embed_text": ("tokenize_text", "clip_text")}
@@ -69,23 +70,13 @@ def delay(milliseconds: float) -> Change:
     return change
 
 
-def largest_batch(rows: int) -> Change:
-    """No larger batches than that."""
-
-    def change(configuration: ModelConfig) -> None:
-        configuration.max_batch_size = rows
-
-    return change
-
-
 AS_IT_COMES = "as it comes"
 FIRST, NETWORK = 0, 1
 VARIANTS: dict[str, dict[int, Sequence[Change]]] = {
     AS_IT_COMES: {},
-    "network: 2 instances of 1 thread": {NETWORK: (instances(2), threads(1))},
-    "network: 2 instances of all threads": {NETWORK: (instances(2),)},
+    "network: 2 instances that share the threads": {NETWORK: (instances(2),)},
+    "network: 2 instances of all threads": {NETWORK: (instances(2), threads(processors()))},
     "network: a batch waits 5 ms": {NETWORK: (delay(5),)},
-    "network: batches to 8": {NETWORK: (largest_batch(8),)},
     "first step: another number of instances": {FIRST: (other_instances,)},
     "first step: a batch waits 2 ms": {FIRST: (delay(2),)},
 }
@@ -115,9 +106,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
     arguments = parser.parse_args()
+    end_on_termination()
     repository = arguments.repository or full_size_repository()
-    rows = [row for target in arguments.target for row in run(repository, target, arguments.rounds)]
-    write_rows(arguments.output, rows)
+    rows = []
+    for target in arguments.target:
+        rows += run(repository, target, arguments.rounds)
+        write_rows(arguments.output, rows)
     if arguments.output.resolve().parent == DOCS:
         fill(DOCS / "performance.md", "tuning", table(rows))
     print("\n".join(table(rows)))

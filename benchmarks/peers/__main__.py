@@ -28,7 +28,14 @@ from benchmarks.peers.measuring import Load, measure
 from benchmarks.peers.ours import ComposedTarget, embeddings, ensemble
 from benchmarks.peers.report import write_report
 from benchmarks.peers.rounds import OURS, Round
-from benchmarks.peers.running import NotStarted, Running, awake, start_peer, start_tercet
+from benchmarks.peers.running import (
+    NotStarted,
+    Running,
+    awake,
+    end_on_termination,
+    start_peer,
+    start_tercet,
+)
 from benchmarks.peers.systems import PEERS
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.bench.processes import describe_machine
@@ -57,6 +64,7 @@ class System:
 def main() -> None:
     """Measure what is named, keep the rest, and write the page."""
     arguments = read_arguments()
+    end_on_termination()
     if arguments.cores:
         os.sched_setaffinity(0, arguments.cores)  # what is started inherits it: servers and clients alike
     if not arguments.page_only:

@@ -16,7 +16,7 @@ from benchmarks.peers.http import get_is_ok
 from benchmarks.peers.systems import PEERS, SERVERS
 from tercet.bench.processes import tree
 
-__all__ = ["NotStarted", "Running", "awake", "start_peer", "start_tercet"]
+__all__ = ["NotStarted", "Running", "awake", "end_on_termination", "start_peer", "start_tercet"]
 
 START_SECONDS, END_SECONDS, POLL_SECONDS = 900.0, 20.0, 0.5
 
@@ -41,6 +41,11 @@ class Running:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+def end_on_termination() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: servers that were stopped would stay behind for good."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def send(number: int, processes: Sequence[int]) -> None:

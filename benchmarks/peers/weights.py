@@ -4,6 +4,7 @@ the peers, and the rest of the `small` lineup for the whole composed query.
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import open_clip
@@ -15,6 +16,7 @@ from torch import Tensor
 from tercet_export.lineup import export_lineup
 from tercet_export.networks.clip import build, find_architecture
 from tercet_export.networks.isnet import ISNet, ISNetConfig
+from tercet_export.repository import HAND_WRITTEN
 from tercet_export.vocabulary import BERT_SPECIALS, default_merges
 from tests.export.parity import by_shape
 
@@ -201,4 +203,7 @@ def prepare(folder: Path, arch: str, whole: bool) -> tuple[Path, Path]:
     lineup.write_text("\n".join(lines) + "\n")
     repository = folder / "repositories" / name
     export_lineup(lineup, repository)
+    # An export leaves configurations and code that are there as they are: they would be an older checkout's.
+    exported = shutil.ignore_patterns("*.onnx", "*.data", "*.json", "__pycache__")
+    shutil.copytree(HAND_WRITTEN, repository, ignore=exported, dirs_exist_ok=True)
     return weights / "hugging_face", repository

@@ -26,13 +26,13 @@ def measured(middle: float, reach: float = 0.05, higher: bool = True) -> Ratio:
         (measured(3.0), measured(2.0), False),
         (measured(1.5), measured(2.0), True),
         (measured(1.5, 0.4), measured(2.0), False),  # the ranges meet
-        (measured(1.9, 0.0), measured(2.0, 0.0), False),  # less than a tenth
+        (measured(1.7, 0.0), measured(2.0, 0.0), False),  # less than a fifth
         (measured(2.5, higher=False), measured(2.0, higher=False), True),
         (measured(1.5, higher=False), measured(2.0, higher=False), False),
         (measured(0.03, 0.0, False), measured(0.02, 0.0, False), False),  # of a share near zero
     ],
 )
-def test_a_regression_is_worse_by_a_tenth_and_out_of_range(now: Ratio, kept: Ratio, worse: bool) -> None:
+def test_a_regression_is_worse_by_a_fifth_and_out_of_range(now: Ratio, kept: Ratio, worse: bool) -> None:
     assert bool(regressions([now], [kept])) is worse
 
 
@@ -96,20 +96,13 @@ def test_a_page_without_the_place_is_refused(tmp_path: Path) -> None:
         pages.fill(page, "two", [])
 
 
-@pytest.mark.parametrize("part", [*PARTS, *LONGER])
+@pytest.mark.parametrize("part", [name for name in (*PARTS, *LONGER) if name not in ("server", "query")])
 def test_every_part_has_a_script_that_tells_how_it_is_used(part: str) -> None:
     """Without the full-size repository: the script that a part runs is there."""
-    name = {"server": None}.get(part, part)
-    if name is not None:
-        told = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", "--help"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert told.returncode == 0
-        assert "usage: " in told.stdout
+    command = [sys.executable, "-m", f"benchmarks.{part}", "--help"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0
+    assert "usage: " in told.stdout
 
 
 @pytest.mark.parametrize(

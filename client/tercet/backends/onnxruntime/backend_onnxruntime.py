@@ -87,9 +87,11 @@ def spare_half_precision(file: Path, options: Any, providers: list[tuple[str, di
 
 
 def operator_threads(config: dict[str, Any]) -> int:
-    """Return how many threads one operator may use: else all processors that this process may run on."""
+    """Return how many threads one operator may use: else this instance's share of the processors."""
     configured = max(integer(config, "intra_op_thread_count"), 0)
-    return configured or int(os.environ.get("TERCET_THREADS") or len(os.sched_getaffinity(0)))
+    available = int(os.environ.get("TERCET_THREADS") or len(os.sched_getaffinity(0)))
+    instances = sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
+    return configured or max(available // max(instances, 1), 1)
 
 
 def execution_providers(config: dict[str, Any], kind: str, device: str) -> list[tuple[str, dict[str, str]]]:
