@@ -4,7 +4,8 @@
 
 Times differ from machine to machine and from hour to hour; a ratio of two that were measured in turns does
 less. A ratio is a regression if its median is a fifth worse than the kept one *and* the ranges of the two do
-not meet: from one run to the next ratios were seen to move by up to 14 %, more than within a run. `--keep` makes the folder's ratios the kept ones. The exit status is 1 where something regressed.
+not meet: from one run to the next ratios were seen to move by up to 14 %, more than within a run. `--keep`
+makes the folder's ratios the kept ones. The exit status is 1 where something regressed.
 """
 
 import argparse
