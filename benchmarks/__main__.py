@@ -31,7 +31,7 @@ def module(name: str, *arguments: str) -> Arguments:
     ]
 
 
-def server_bench(models: str, loads: tuple[str, ...], folder: str = "") -> Arguments:
+def server_bench(models: str, loads: tuple[str, ...], folder: str) -> Arguments:
     """`tercet bench` over the full-size repository, with the ceilings that were measured before."""
     return lambda out: [
         str(Path(sys.executable).with_name("tercet")),
@@ -50,7 +50,9 @@ PARTS: Mapping[str, tuple[str, Arguments]] = {
     "ceilings": ("what the engines do without a server", ceilings),
     "server": (
         "embedding: throughput and latency by load, where the time goes",
-        server_bench("embed_image,embed_text", ("--concurrency", "1,2,4,8,16,32", "--rate", "70%")),
+        server_bench(
+            "embed_image,embed_text", ("--concurrency", "1,2,4,8,16,32", "--rate", "70%"), "embedding"
+        ),
     ),
     "query": (
         "the same of whole composed queries",

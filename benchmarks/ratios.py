@@ -75,7 +75,8 @@ def main() -> int:
         merged.sort(key=lambda ratio: ratio.name)
         arguments.kept.write_text(json.dumps([asdict(ratio) for ratio in merged], indent=1) + "\n")
         if arguments.kept == KEPT:
-            fill(DOCS / "performance.md", "ratios", table(merged, []))
+            barred = [ratio for ratio in merged if ratio.bar is not None]
+            fill(DOCS / "performance.md", "ratios", table(barred, []))
         return 0
     return 1 if worse else 0
 
@@ -192,7 +193,7 @@ def of_captioner(file: Path) -> Iterator[Ratio]:
 KINDS = ("exact", "quantised")
 READERS: dict[str, Callable[[Path], Iterator[Ratio]]] = {
     "peers.csv": of_peers,
-    "bench.json": of_bench,
+    "embedding/bench.json": of_bench,
     "query/bench.json": of_bench,
     "captioner.json": of_captioner,
     "steps.csv": of_steps,
