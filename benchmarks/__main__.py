@@ -3,8 +3,8 @@
     python -m benchmarks [PART ...] [--output bench_output]
 
 Networks are full-size with random weights: no download. What is exported or installed once (the peers'
-environments, 12 GB, by pip) lies in ~/.cache/tercet/peers; with that there, everything takes under half an
-hour on two cores. Run it while nothing else does. `--output docs` keeps tables, plots and ratios, and fills
+environments, 12 GB, by pip) lies in ~/.cache/tercet/peers; with that there, everything takes some 35 minutes
+on two cores. Run it while nothing else does. `--output docs` keeps tables, plots and ratios, and fills
 the pages; anything else is compared with what is kept.
 """
 
