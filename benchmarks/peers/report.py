@@ -118,7 +118,8 @@ def draw(comparisons: Sequence[Comparison], file: Path) -> None:
         axes.bar_label(
             bars,
             [
-                f" {row.throughput:.3g}" + ("" if row.system == OURS else f"  ({row.ratio:.2f} times slower)")
+                f" {row.throughput:.3g}"
+                + ("" if row.system == OURS else f"  (Tercet: {row.ratio:.2f} times that)")
                 for row in group
             ],
             fontsize=8,
