@@ -22,6 +22,7 @@ import numpy as np
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from benchmarks.networks import CASES
+from benchmarks.pages import DOCS, fill
 from tercet.server.engines.choice import ENGINES, ONNXRUNTIME
 from tercet.server.engines.examples import ROWS, make_examples
 from tercet.server.engines.gate import measure_distances, refusal
@@ -41,8 +42,6 @@ NETWORKS = {
     "git-base": ("captioner", 8),
 }
 COLUMNS = ("per_second", "ratio", "lowest", "highest", "processor_ratio", "distance", "verdict")
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-BEGIN, END = "<!-- engines: benchmarks/engines.py writes this table -->", "<!-- end of engines -->"
 
 
 def main() -> None:
@@ -162,9 +161,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
             times = f"{row['ratio']} ({row['lowest']} to {row['highest']}); {row['processor_ratio']}"
             cells.append(f"{times}; {row['distance']}{mark}" if row["ratio"] else "fails")
         lines.append(f"| {' | '.join(cells)} |")
-    text = PAGE.read_text()
-    before, _, rest = text.partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{rest.partition(END)[2]}")
+    fill(DOCS / "performance.md", "engines", lines)
 
 
 if __name__ == "__main__":

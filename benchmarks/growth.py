@@ -17,7 +17,7 @@ from statistics import median
 
 from PIL import Image
 
-from benchmarks.pages import DOCS, fill, full_size_repository, markdown, write_rows
+from benchmarks.pages import full_size_repository, keep, markdown
 from benchmarks.peers.measuring import Load, measure
 from tercet.bench.inputs import QUALITY, make_pictures
 from tercet.bench.targets import EnsembleTarget, Inputs, requests_for
@@ -55,11 +55,8 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
     arguments = parser.parse_args()
     rows = run(arguments.repository or full_size_repository(), arguments.rounds, arguments.seconds)
-    write_rows(arguments.output, rows)
     draw(rows, arguments.picture)
-    if arguments.output.resolve().parent == DOCS:
-        fill(DOCS / "performance.md", "growth", table(rows))
-    print("\n".join(table(rows)))
+    keep(arguments.output, "growth", rows, table(rows))
 
 
 def cases() -> dict[tuple[str, int], Inputs]:

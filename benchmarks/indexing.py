@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.pages import DOCS, fill, full_size_repository, markdown, spread, write_rows
+from benchmarks.pages import full_size_repository, keep, markdown, spread
 from benchmarks.peers.measuring import Load, measure
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.bench.processes import resident
@@ -54,10 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     repository = arguments.repository or full_size_repository()
     rows = run(repository, arguments.pictures, arguments.rounds, arguments.seconds)
-    write_rows(arguments.output, rows)
-    if arguments.output.resolve().parent == DOCS:
-        fill(DOCS / "performance.md", "indexing", table(rows))
-    print("\n".join(table(rows)))
+    keep(arguments.output, "indexing", rows, table(rows))
 
 
 def run(repository: Path, pictures: int, rounds: int, seconds: float) -> list[Indexed]:

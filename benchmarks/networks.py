@@ -24,6 +24,7 @@ import onnxruntime
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.pages import fill
 from tercet_export.export import export_network, quiet
 from tercet_export.networks.blip import BLIP, BLIP_LARGE
 from tercet_export.networks.clip import build, find_architecture
@@ -32,7 +33,6 @@ from tests.export import parity
 
 THREADS, ROUNDS = 2, 3
 README = Path(__file__).parents[1] / "export" / "README.md"
-BEGIN, END = "<!-- costs: benchmarks/networks.py writes this table -->", "<!-- end of costs -->"
 
 
 def official(name: str, rule: parity.Rule = parity.by_shape) -> Callable[[], dict[str, Any]]:
@@ -124,9 +124,7 @@ def write_table(rows: list[dict[str, Any]]) -> None:
     columns = list(rows[0])[:-1]
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join('---' for _ in columns)} |"]
     lines += [f"| {' | '.join(str(row[column]) for column in columns)} |" for row in rows]
-    text = README.read_text()
-    before, _, rest = text.partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{rest.partition(END)[2]}")
+    fill(README, "costs", lines)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-__all__ = ["DOCS", "fill", "full_size_repository", "markdown", "spread", "write_rows"]
+__all__ = ["DOCS", "fill", "full_size_repository", "keep", "markdown", "spread", "write_rows"]
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -58,6 +58,14 @@ def fill(page: Path, name: str, lines: Sequence[str]) -> None:
     if not (begin and closed and end):
         raise ValueError(f"{page} has no place for {name}")
     page.write_text(head + begin + comment + closed + "\n".join(lines) + "\n" + end + tail)
+
+
+def keep(output: Path, part: str, rows: Sequence[Any], lines: Sequence[str]) -> None:
+    """Write a part's rows and print its table; in docs, fill its place in docs/performance.md too."""
+    write_rows(output, rows)
+    if output.resolve().parent == DOCS:
+        fill(DOCS / "performance.md", part, lines)
+    print("\n".join(lines))
 
 
 def spread(values: Iterable[float]) -> Mapping[str, float]:

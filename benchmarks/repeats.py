@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.pages import DOCS, fill, full_size_repository, markdown, spread, write_rows
+from benchmarks.pages import full_size_repository, keep, markdown, spread
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.client import Client
 from tercet.server import EmbeddedServer
@@ -43,10 +43,7 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
     arguments = parser.parse_args()
     rows = run(arguments.repository or full_size_repository(), arguments.rounds)
-    write_rows(arguments.output, rows)
-    if arguments.output.resolve().parent == DOCS:
-        fill(DOCS / "performance.md", "repeats", table(rows))
-    print("\n".join(table(rows)))
+    keep(arguments.output, "repeats", rows, table(rows))
 
 
 def run(repository: Path, rounds: int) -> list[Repeated]:

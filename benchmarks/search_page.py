@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from benchmarks.pages import fill
+
 COLOURS = {"exact": "#222222", "quantised": "#0072b2", "hnsw": "#d55e00", "ivf": "#009e73"}
-BEGIN, END = "<!-- search: benchmarks/search.py writes this table -->", "<!-- end of search -->"
 RECALL = 0.99
 
 
@@ -97,6 +98,4 @@ def write_table(rows: Sequence[Row], page: Path) -> None:
                     f"| {misled[0] if misled else '-'} | {row.p50_ms:.2f} | {row.p99_ms:.2f} "
                     f"| {row.batch_per_s:,.0f} | {row.resident_mb:,.0f} | {row.build_s:,.1f} |"
                 )
-    text = page.read_text()
-    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
-    page.write_text(before + "\n".join([BEGIN, *lines, after]))
+    fill(page, "search", lines)

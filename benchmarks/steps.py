@@ -32,7 +32,7 @@ from benchmarks.ceilings import (
     repeated,
     tensors,
 )
-from benchmarks.pages import DOCS, fill, full_size_repository, markdown, write_rows
+from benchmarks.pages import full_size_repository, keep, markdown
 from tercet.bench.inputs import make_texts
 from tercet.bench.load import ClosedLoop
 from tercet.bench.server import Server, stages
@@ -73,10 +73,7 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
     arguments = parser.parse_args()
     rows = measure(arguments.repository or full_size_repository(), arguments.rounds)
-    write_rows(arguments.output, rows)
-    if arguments.output.resolve().parent == DOCS:
-        fill(DOCS / "performance.md", "steps", table(rows))
-    print("\n".join(table(rows)))
+    keep(arguments.output, "steps", rows, table(rows))
 
 
 def measure(repository: Path, rounds: int) -> list[Step]:

@@ -19,7 +19,7 @@ from statistics import median
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from benchmarks.pages import DOCS, fill, full_size_repository, markdown, spread, write_rows
+from benchmarks.pages import full_size_repository, keep, markdown, spread, write_rows
 from benchmarks.peers.measuring import Load, measure
 from benchmarks.peers.running import Running, awake, end_on_termination, start_tercet
 from tercet.bench.inputs import make_pictures, make_texts
@@ -112,9 +112,7 @@ def main() -> None:
     for target in arguments.target:
         rows += run(repository, target, arguments.rounds)
         write_rows(arguments.output, rows)
-    if arguments.output.resolve().parent == DOCS:
-        fill(DOCS / "performance.md", "tuning", table(rows))
-    print("\n".join(table(rows)))
+    keep(arguments.output, "tuning", rows, table(rows))
 
 
 def vary(
