@@ -171,7 +171,7 @@ class _Taking:
             load=amount,
             status=status,
             windows=len(self.windows),
-            seconds=round(seconds, 3),
+            seconds=seconds,
             answers=len(latencies),
             throughput=len(latencies) / seconds,
             latency=latency,

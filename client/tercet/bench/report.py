@@ -43,7 +43,7 @@ def point_row(point: Point) -> dict[str, Any]:
         },
         "answers": point.answers,
         "failures": sum(point.failures.values()),
-        "seconds": point.seconds,
+        "seconds": round(point.seconds, 3),
         "windows": point.windows,
         "queue_ms": round(sum(stage.queue for stage in point.stages), 3),
         "compute_ms": round(sum(stage.total - stage.queue for stage in point.stages), 3),
