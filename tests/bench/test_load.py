@@ -23,7 +23,7 @@ def test_a_closed_loop_keeps_so_many_at_work() -> None:
     assert due == len(answers) == len(target.sent)
     assert [number for number, _ in sorted(target.sent)] == list(range(len(target.sent)))
     # Four that wait for one another: each latency is about four times the work.
-    assert np.median([answer.latency for answer in answers]) == pytest.approx(0.008, rel=0.8)
+    assert np.median([answer.latency for answer in answers]) > 0.006
 
 
 def test_nothing_is_sent_after_a_stop() -> None:

@@ -30,9 +30,9 @@ def test_a_steady_target_is_stable_after_three_windows() -> None:
     point = of(SlowTarget(0.005))
     assert (point.status, point.windows, point.failures) == ("stable", 3, {})
     assert point.throughput == pytest.approx(point.answers / point.seconds)
-    assert point.throughput == pytest.approx(200, rel=0.4)
     assert point.latency is not None
-    assert point.latency.p50 == pytest.approx(10, rel=0.5)
+    assert (point.throughput < 210, point.latency.p50 > 9) == (True, True)  # a busy machine only adds to it
+    assert point.throughput * point.latency.mean / 1e3 == pytest.approx(2, rel=0.2)  # Little's law
     assert (point.server_cores, point.server_memory) == (None, None)
     assert 0 < point.client_cores < 2
 
@@ -60,7 +60,7 @@ def test_an_open_loop_past_what_the_target_can_is_overloaded() -> None:
     point = of(SlowTarget(0.02), "open", 200, settings)
     assert point.status == "overloaded"
     assert point.failures["NotSent"] > 20
-    assert point.throughput == pytest.approx(50, rel=0.4)
+    assert 20 < point.throughput < 55
     assert point.notes == ("NotSent: 10 requests were still unanswered",)
     assert point.sent == point.answers + point.failures["NotSent"]
 
@@ -84,7 +84,7 @@ def test_an_interrupt_keeps_the_windows_so_far() -> None:
     point = stopped.value.point
     assert point is not None
     assert (point.status, point.answers > 20) == ("interrupted", True)
-    assert point.throughput == pytest.approx(200, rel=0.5)
+    assert 40 < point.throughput < 210
 
 
 def test_stages_are_differences_of_counters() -> None:

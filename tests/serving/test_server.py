@@ -149,7 +149,7 @@ def test_a_taken_port_is_named_before_anything_starts(repository: Path, service:
         began = time.monotonic()
         with pytest.raises(ServerStartError, match=rf"port {port}.*taken"):
             EmbeddedServer(repository, **{f"{service}_port": port}).start()
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 2
 
 
 def test_a_chosen_port_is_used_and_a_named_configuration_too(repository: Path) -> None:

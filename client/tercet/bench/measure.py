@@ -195,7 +195,7 @@ class _Taking:
         self.windows.append(Window(seconds, latencies, dict(failures), due, unanswered))
 
     def _read(self) -> _Used:
-        when, client = time.perf_counter(), processes.own_cpu_seconds()
+        when, client = time.perf_counter(), time.process_time()
         self._weigh()
         pids = self._source.processes
         server = None if pids is None else processes.cpu_seconds(pids)

@@ -7,16 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cpu_seconds", "describe_machine", "is_here", "listener", "own_cpu_seconds", "resident", "tree"]
+__all__ = ["cpu_seconds", "describe_machine", "is_here", "listener", "resident", "tree"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _LISTENING = "0A"
-
-
-def own_cpu_seconds() -> float:
-    """Processor time that this process has used, user and system, without its children."""
-    times = os.times()
-    return times.user + times.system
 
 
 def cpu_seconds(processes: Sequence[int]) -> float:
