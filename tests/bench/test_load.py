@@ -4,7 +4,6 @@ import time
 from itertools import repeat
 
 import numpy as np
-import pytest
 
 from tercet.bench.load import ClosedLoop, OpenLoop
 from tercet.errors import InferenceError, TercetError
