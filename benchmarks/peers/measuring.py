@@ -52,7 +52,7 @@ def measure(target: Target, load: Load, server: Running | None, timeout: float) 
             wait(loop, load.warm_up, timeout)
             loop.take()
         started, used, busy = time.perf_counter(), processes.cpu_seconds(family), busy_seconds()
-        own = processes.own_cpu_seconds()
+        own = time.process_time()
         if load.warm_up:
             wait(loop, load.seconds, timeout)
         else:  # what began with the first request ends with an answer: of few, a part of one more matters
@@ -63,7 +63,7 @@ def measure(target: Target, load: Load, server: Running | None, timeout: float) 
         answers, _, _ = loop.take()
         elapsed = time.perf_counter() - started
         used = processes.cpu_seconds(family) - used
-        busy, own = busy_seconds() - busy, processes.own_cpu_seconds() - own
+        busy, own = busy_seconds() - busy, time.process_time() - own
         memory = processes.resident(family)
     finally:
         loop.stop(timeout)
