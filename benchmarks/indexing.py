@@ -1,4 +1,4 @@
-"""Indexing beside what the server can do: pictures a second of `build_index` by `embed_image`'s best.
+"""Indexing beside what the server can do: pictures a second of `tercet index` by `embed_image`'s best.
 
     python -m benchmarks.indexing docs/indexing.csv [--pictures 10000] [--rounds 5]
 
@@ -20,12 +20,13 @@ from benchmarks.peers.measuring import Load, measure
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.bench.processes import resident
 from tercet.bench.targets import EnsembleTarget, Inputs, requests_for
+from tercet.cli.index import IN_FLIGHT
 from tercet.client import Client
 from tercet.index import build_index
 from tercet.index.sources import list_pictures
 from tercet.server import EmbeddedServer
 
-CLIENTS, SECONDS, TIMEOUT = (16, 32, 64), 5.0, 120.0
+CLIENTS, SECONDS, TIMEOUT = (16, 32, 64), 3.0, 120.0
 MADE = 64
 
 
@@ -65,7 +66,7 @@ def run(repository: Path, pictures: int, rounds: int, seconds: float) -> list[In
     with (
         tempfile.TemporaryDirectory(prefix="tercet-indexing-") as folder,
         EmbeddedServer(repository) as server,
-        Client(server.grpc_address, timeout=TIMEOUT) as client,
+        Client(server.grpc_address, timeout=TIMEOUT, in_flight=IN_FLIGHT) as client,
     ):
         gallery = Path(folder, "gallery")
         gallery.mkdir()

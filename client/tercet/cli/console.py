@@ -24,12 +24,12 @@ ServerOption = Annotated[
 DEFAULT_SERVER = "localhost:8001"
 
 
-def connect(server: str) -> "Client":
+def connect(server: str, in_flight: int = 32) -> "Client":
     """A client of the server or servers that the option names."""
     from tercet.client import Client
 
     addresses = [address.strip() for address in server.split(",")]
-    return Client(addresses[0] if len(addresses) == 1 else addresses)
+    return Client(addresses[0] if len(addresses) == 1 else addresses, in_flight=in_flight)
 
 
 def printable(text: str) -> str:

@@ -24,6 +24,9 @@ class SearchKind(StrEnum):
     quantised = "quantised"
 
 
+IN_FLIGHT = 64
+"""Pictures at work at once: with so many `embed_image` is at its best (docs/performance.md)."""
+
 LISTED = 5
 """Skipped pictures that are shown; the file has them all."""
 
@@ -85,7 +88,7 @@ def index(
     asked: Literal["auto", "exact", "hnsw", "quantised"] | None
     asked = kind.value if kind else None if hnsw is None else "hnsw" if hnsw else "exact"
     try:
-        with connect(server) as client, progress_bar() as show:
+        with connect(server, IN_FLIGHT) as client, progress_bar() as show:
             report = build_index(source, output, client, kind=asked, rebuild=rebuild, on_progress=show)
     except KeyboardInterrupt as stopped:
         print("Stopped.", *getattr(stopped, "__notes__", []), sep="\n", file=sys.stderr)
