@@ -6,7 +6,7 @@ The wheel `tritonclient==2.41.0` carries perf_analyzer, which newer ones do not.
 a cache folder and unpacked there, never installed: the client of this project is a newer one. Two libraries
 that the binary wants are in the nvidia-pytriton wheel, under names of their own.
 
-Both send the same texts and JPEG files over gRPC: in turns (ours, theirs, ours, ...), and with --together
+Both send the same text and JPEG files over gRPC: in turns (ours, theirs, ours, ...), and with --together
 both at once on one server, which favours neither, whatever else the machine is busy with. The CSV has a row
 for each turn; the ratios are of medians.
 """
@@ -84,7 +84,9 @@ def main() -> None:
         if arguments.repository:
             address = running.enter_context(EmbeddedServer(arguments.repository)).grpc_address
         folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
-        inputs = Inputs(make_pictures(), make_texts())
+        # One text: perf_analyzer's slots go through its inputs abreast, so that its batches are of equal
+        # texts, and a batch takes as long as its longest.
+        inputs = Inputs(make_pictures(), make_texts()[:1])
         for model in arguments.model:
             tools = Tools(binary, environment, address, model, inputs, folder, arguments.together)
             for concurrency in arguments.concurrency:
