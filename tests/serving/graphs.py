@@ -5,11 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 Shape = Sequence[int | str]
 
+Outputs = dict[str, np.ndarray]
+
 CPU = "\ninstance_group { count: 1 kind: KIND_CPU }\n"
+# Of OpenVINO; processors without these instructions may compute in bf16 as well, but need not.
+PRECISIONS = ("f32", "bf16") if "avx512_bf16" in Path("/proc/cpuinfo").read_text() else ("f32",)
 
 
 def graph(
@@ -32,6 +37,13 @@ def graph(
     )
     onnx.checker.check_model(model)
     return model
+
+
+def directly(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> Outputs:
+    """What onnxruntime itself answers."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def write_model(
