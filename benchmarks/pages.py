@@ -1,13 +1,13 @@
-"""What scripts that measure share: rows to CSV, tables into pages, the full-size repository, ratios."""
+"""What scripts that measure share: tables into pages, the full-size repository, ratios."""
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-__all__ = ["DOCS", "fill", "full_size_repository", "keep", "markdown", "spread", "write_rows"]
+from benchmarks.rows import write_rows
+
+__all__ = ["DOCS", "fill", "full_size_repository", "keep", "markdown", "spread"]
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -23,20 +23,6 @@ def full_size_repository() -> Path:
     from benchmarks.peers.weights import prepare
 
     return prepare(CACHE / "weights", ARCH, whole=True)[1]
-
-
-def write_rows(file: Path, rows: Sequence[Any]) -> None:
-    """A line for each dataclass; floats to five digits."""
-    assert rows
-    assert is_dataclass(rows[0])
-    with file.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, [field.name for field in fields(rows[0])], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            cells = asdict(row).items()
-            writer.writerow(
-                {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in cells}
-            )
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -19,7 +19,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.pages import DOCS, fill, markdown, spread
-from benchmarks.peers.rounds import OURS, Comparison, compare, read
+from benchmarks.peers.rounds import OURS, Comparison, Round, compare
+from benchmarks.rows import read_rows
 
 KEPT = DOCS / "ratios.json"
 TOLERANCE = 0.20
@@ -109,7 +110,7 @@ def of_peers(file: Path) -> Iterator[Ratio]:
     """Throughput by each peer's, and by the best of them."""
     bars = {("embed_image", 16): 4.0, ("embed_text", 16): 2.0}
     scripts = {("query", 1, "researcher"): 5.0, ("query", 8, "researcher"): 8.0}
-    rows = [row for row in compare(read(file)) if row.system != OURS]
+    rows = [row for row in compare(read_rows(Round, file)) if row.system != OURS]
     groups: dict[tuple[str, str, int], list[Comparison]] = {}
     for row in rows:
         groups.setdefault((row.network, row.target, row.clients), []).append(row)

@@ -19,9 +19,10 @@ from statistics import median
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from benchmarks.pages import full_size_repository, keep, markdown, spread, write_rows
+from benchmarks.pages import full_size_repository, keep, markdown, spread
 from benchmarks.peers.measuring import Load, measure
 from benchmarks.peers.running import Running, awake, end_on_termination, start_tercet
+from benchmarks.rows import write_rows
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.bench.processes import resident, tree
 from tercet.bench.targets import EnsembleTarget, Inputs, requests_for

@@ -42,15 +42,8 @@ from benchmarks.gpu.cases import CASES, TINY
 from benchmarks.gpu.device import NoDevice, card, check_device, describe_versions
 from benchmarks.gpu.engines import ENGINES
 from benchmarks.gpu.network import Settings
-from benchmarks.gpu.results import (
-    Row,
-    Status,
-    merge,
-    read_rows,
-    read_status,
-    write_rows,
-    write_status,
-)
+from benchmarks.gpu.results import Row, Status, merge, read_status, write_status
+from benchmarks.rows import read_rows, write_rows
 from tercet.bench.processes import describe_machine
 from tercet.bench.values import Settings as LoadSettings
 
@@ -129,7 +122,7 @@ class Results:
     def __init__(self, folder: Path, device: str, versions: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.card, self.versions = folder, device, versions
-        self.rows = read_rows(folder / "gpu.csv")
+        self.rows = read_rows(Row, folder / "gpu.csv")
         self.parts = read_status(folder / "gpu.json")
 
     def has(self, part: str) -> bool:

@@ -1,13 +1,12 @@
 """What is measured, as plain values: a row for each network, batch and engine."""
 
-import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MEASURED", "Row", "Status", "merge", "read_rows", "read_status", "write_rows", "write_status"]
+__all__ = ["MEASURED", "Row", "Status", "merge", "read_status", "write_status"]
 
 MEASURED = "measured"
 
@@ -73,28 +72,6 @@ def merge(kept: Iterable[Row], measured: Sequence[Row], order: Sequence[str]) ->
     rows = [row for row in kept if row.network not in anew] + list(measured)
     places = {name: place for place, name in enumerate(order)}
     return sorted(rows, key=lambda row: (places.get(row.network, len(places)), row.batch))
-
-
-def write_rows(file: Path, rows: Iterable[Row]) -> None:
-    """A line a row; numbers with five digits."""
-    with file.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            values = asdict(row).items()
-            writer.writerow({name: f"{v:.5g}" if isinstance(v, float) else v for name, v in values})
-
-
-def read_rows(file: Path) -> list[Row]:
-    """What `write_rows` wrote; nothing where there is no file."""
-    if not file.exists():
-        return []
-    kinds: dict[str, Any] = {field.name: field.type for field in fields(Row)}
-    with file.open(newline="") as opened:
-        return [
-            Row(**{name: kinds[name](value) for name, value in line.items()})
-            for line in csv.DictReader(opened)
-        ]
 
 
 def write_status(

@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import rounds as kept
 from benchmarks.peers.http import HttpTarget, post
 from benchmarks.peers.measuring import Load, measure
 from benchmarks.peers.ours import ComposedTarget, embeddings, ensemble
 from benchmarks.peers.report import write_report
-from benchmarks.peers.rounds import OURS, Round
+from benchmarks.peers.rounds import OURS, Round, merge
 from benchmarks.peers.running import (
     NotStarted,
     Running,
@@ -37,6 +36,7 @@ from benchmarks.peers.running import (
     start_tercet,
 )
 from benchmarks.peers.systems import PEERS
+from benchmarks.rows import read_rows, write_rows
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.bench.processes import describe_machine
 from tercet.bench.targets import Inputs
@@ -140,7 +140,8 @@ def measure_all(arguments: argparse.Namespace) -> tuple[dict[str, str], str]:
 def keep(folder: Path, rows: list[Round]) -> None:
     """Put the rounds of a target into peers.csv."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept.write(folder / "peers.csv", kept.merge(kept.read(folder / "peers.csv"), rows))
+    file = folder / "peers.csv"
+    write_rows(file, merge(read_rows(Round, file), rows))
 
 
 def described(tercet: Running, log: Path) -> str:

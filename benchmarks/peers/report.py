@@ -6,8 +6,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.rounds import OURS, Comparison, Round, compare, read
+from benchmarks.peers.rounds import OURS, Comparison, Round, compare
 from benchmarks.peers.systems import PEERS
+from benchmarks.rows import read_rows
 
 __all__ = ["draw", "page", "write_report"]
 
@@ -46,7 +47,7 @@ input."""
 
 def write_report(folder: Path, facts: Mapping[str, Any]) -> list[Path]:
     """Write page and plot into `folder` from the `peers.csv` there; `facts` are kept beside it."""
-    rounds = read(folder / "peers.csv")
+    rounds = read_rows(Round, folder / "peers.csv")
     (folder / "peers.json").write_text(json.dumps(facts, indent=1) + "\n")
     comparisons = compare(rounds)
     picture, text = folder / "peers.png", folder / "peers.md"

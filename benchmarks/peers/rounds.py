@@ -5,13 +5,11 @@ ratio is of two that were measured in the same round, and what is reported is th
 ratios with the least and the largest.
 """
 
-import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 
-__all__ = ["OURS", "Comparison", "Round", "compare", "merge", "read", "write"]
+__all__ = ["OURS", "Comparison", "Round", "compare", "merge"]
 
 OURS = "tercet"
 
@@ -115,29 +113,3 @@ def merge(kept: Iterable[Round], measured: Sequence[Round]) -> list[Round]:
     anew = {(row.network, row.target) for row in measured}
     rows = [row for row in kept if (row.network, row.target) not in anew] + list(measured)
     return sorted(rows, key=lambda row: (row.network, row.target, row.clients))
-
-
-def write(file: Path, rounds: Iterable[Round]) -> None:
-    """A row a round."""
-    with file.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, [field.name for field in fields(Round)], lineterminator="\n")
-        writer.writeheader()
-        for row in rounds:
-            writer.writerow(
-                {
-                    name: f"{value:.5g}" if isinstance(value, float) else value
-                    for name, value in asdict(row).items()
-                }
-            )
-
-
-def read(file: Path) -> list[Round]:
-    """What `write` wrote; nothing where there is no file."""
-    if not file.exists():
-        return []
-    kinds = {field.name: field.type for field in fields(Round)}
-    with file.open(newline="") as opened:
-        return [
-            Round(**{name: kinds[name](value) for name, value in row.items()})  # type: ignore[operator]
-            for row in csv.DictReader(opened)
-        ]

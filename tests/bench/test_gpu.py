@@ -18,7 +18,8 @@ from benchmarks.gpu.__main__ import Results, main
 from benchmarks.gpu.cases import CASES, TINY, load, tiny_cases, transformers_git
 from benchmarks.gpu.measure import MatrixRate, Times, ratios, take_turns
 from benchmarks.gpu.network import NO_MEMORY, Settings, explain, measure
-from benchmarks.gpu.results import MEASURED, Row, Status, merge, read_rows, read_status, write_rows
+from benchmarks.gpu.results import MEASURED, Row, Status, merge, read_status
+from benchmarks.rows import read_rows, write_rows
 from tercet.bench.values import Settings as LoadSettings
 from tercet_export.registry import Loaded, network
 from tercet_export.roles import ROLES
@@ -155,10 +156,10 @@ def test_ratios_are_of_the_same_round() -> None:
 
 def test_rows_are_read_as_written_and_a_network_is_replaced_whole(tmp_path: Path) -> None:
     file = tmp_path / "gpu.csv"
-    assert read_rows(file) == []
+    assert read_rows(Row, file) == []
     rows = [row("isnet", 1, per_second=2.5, verdict="passes"), row("isnet", 2), row("git-base", 4)]
     write_rows(file, rows)
-    assert read_rows(file) == rows
+    assert read_rows(Row, file) == rows
     merged = merge(rows, [row("isnet", 8)], list(CASES))
     assert [(one.network, one.batch) for one in merged] == [("git-base", 4), ("isnet", 8)]
 
@@ -196,7 +197,7 @@ def test_the_command_keeps_a_part_and_goes_on_where_it_ended(
         return capsys.readouterr().out
 
     assert "left to measure: nothing" in call("--networks", TINY[0])
-    rows = read_rows(tmp_path / "gpu.csv")
+    rows = read_rows(Row, tmp_path / "gpu.csv")
     assert [(one.network, one.batch, one.status) for one in rows] == [
         (TINY[0], 1, MEASURED),
         (TINY[0], 8, MEASURED),
@@ -206,7 +207,7 @@ def test_the_command_keeps_a_part_and_goes_on_where_it_ended(
     assert told.startswith(
         f"{TINY[1]}: no time is left in this call; call again\nleft to measure: {TINY[1]};"
     )
-    assert read_rows(tmp_path / "gpu.csv") == rows
+    assert read_rows(Row, tmp_path / "gpu.csv") == rows
 
 
 def test_without_a_gpu_it_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

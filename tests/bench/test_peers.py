@@ -18,6 +18,7 @@ from benchmarks.peers.http import HttpTarget, Post
 from benchmarks.peers.researcher import ResearcherTarget
 from benchmarks.peers.rounds import OURS, Round
 from benchmarks.peers.weights import as_hugging_face, clip_config
+from benchmarks.rows import read_rows, write_rows
 from tercet_export.networks.clip import Architecture, build
 
 FACTS = {
@@ -73,9 +74,9 @@ def test_rounds_that_tercet_did_not_take_part_in_do_not_count():
 
 def test_csv_is_read_as_it_was_written_and_new_rows_replace_a_target_whole(tmp_path):
     file = tmp_path / "peers.csv"
-    assert rounds.read(file) == []
-    rounds.write(file, ROWS)
-    assert rounds.read(file) == ROWS
+    assert read_rows(Round, file) == []
+    write_rows(file, ROWS)
+    assert read_rows(Round, file) == ROWS
     text = row(OURS, 0, 7.0, target="embed_text")
     merged = rounds.merge([*ROWS, text], [row(OURS, 0, 9.0)])
     assert sorted(one.throughput for one in merged) == [7.0, 9.0]

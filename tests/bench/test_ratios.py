@@ -9,8 +9,9 @@ import pytest
 
 from benchmarks import pages, ratios
 from benchmarks.__main__ import LONGER, PARTS
-from benchmarks.peers.rounds import Round, write
+from benchmarks.peers.rounds import Round
 from benchmarks.ratios import Ratio, collect, regressions
+from benchmarks.rows import write_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,7 +59,7 @@ def test_only_the_best_peer_has_the_bar(tmp_path: Path) -> None:
         for system, rate in (("tercet", 60.0), ("slow", 15.0), ("quick", 50.0))
         for number in range(3)
     ]
-    write(tmp_path / "peers.csv", rounds)
+    write_rows(tmp_path / "peers.csv", rounds)
     found = {ratio.name.rpartition("by ")[2]: ratio for ratio in collect(tmp_path)}
     assert found["slow's throughput"].median == pytest.approx(4)
     assert found["slow's throughput"].bar is None
@@ -73,11 +74,11 @@ def test_the_command_keeps_and_compares(tmp_path: Path) -> None:
     def run(*more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
-    write(tmp_path / "peers.csv", [a_round("tercet", 1, 60.0), a_round("other", 1, 20.0)])
+    write_rows(tmp_path / "peers.csv", [a_round("tercet", 1, 60.0), a_round("other", 1, 20.0)])
     assert run("--keep").returncode == 0
     assert [entry["median"] for entry in json.loads(kept.read_text())] == [3.0]
     assert run().returncode == 0
-    write(tmp_path / "peers.csv", [a_round("tercet", 1, 40.0), a_round("other", 1, 20.0)])
+    write_rows(tmp_path / "peers.csv", [a_round("tercet", 1, 40.0), a_round("other", 1, 20.0)])
     worse = run()
     assert worse.returncode == 1
     assert "WORSE: embed_image, ViT-B/32, 16 clients: by other's throughput: 2, was 3" in worse.stderr
