@@ -54,6 +54,7 @@ PARTS: Mapping[str, tuple[str, Arguments]] = {
             "embed_image,embed_text", ("--concurrency", "1,2,4,8,16,32", "--rate", "70%"), "embedding"
         ),
     ),
+    "shares": ("embedding beside the engines without a server", module("shares", "{out}/shares.csv")),
     "query": (
         "the same of whole composed queries",
         server_bench("query", ("--concurrency", "1,8"), "query"),

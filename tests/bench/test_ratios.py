@@ -112,6 +112,7 @@ def test_every_part_has_a_script_that_tells_how_it_is_used(part: str) -> None:
         ("steps", ["{out}/steps.csv", "--rounds", "1"]),
         ("repeats", ["{out}/repeats.csv", "--rounds", "1"]),
         ("indexing", ["{out}/indexing.csv", "--rounds", "2", "--pictures", "40", "--seconds", "0.3"]),
+        ("shares", ["{out}/shares.csv", "--rounds", "2", "--clients", "2", "--seconds", "0.3"]),
         ("growth", ["{out}/growth.csv", "{out}/growth.png", "--rounds", "1", "--seconds", "0.2"]),
     ],
 )
@@ -127,5 +128,10 @@ def test_a_script_measures_a_tiny_repository(
         named = {row["step"]: row for row in rows}
         assert float(named["captioner"]["computation"]) > 0
         assert float(named["query"]["server"]) > float(named["captioner"]["server"])
+    if script == "shares":
+        assert {row["target"]: float(row["share"]) > 0 for row in rows} == {
+            "embed_image": True,
+            "embed_text": True,
+        }
     if script != "growth":
         assert collect(tmp_path)

@@ -1,0 +1,113 @@
+"""The server beside the same work in one process without a server: what serving leaves of it, in turns.
+
+    python -m benchmarks.shares docs/shares.csv [--rounds 5] [--clients 16]
+
+For each of `embed_image` and `embed_text` two take turns: so many clients on the server, and in this process
+as many threads as there are processors, each of which decodes a batch of the same JPEG files (for texts: has
+it tokenised already) and computes it with the engine that the server runs the network with, on a thread of
+its own. Neither waits for the other's threads, nothing is copied or sent, and batches are always full: no
+server can do better. The table of docs/performance.md is written anew.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.ceilings import ENGINES, NETWORKS, Decoder, calls_per_second, repeated, tensors
+from benchmarks.pages import full_size_repository, keep, markdown, spread
+from benchmarks.peers.measuring import Load, measure
+from tercet.bench.inputs import make_pictures, make_texts
+from tercet.bench.targets import EnsembleTarget, Inputs, requests_for
+from tercet.server import EmbeddedServer
+from tercet.server.engines.choice import ONNXRUNTIME
+from tercet.server.runtime import processors
+
+# Each ensemble's network, and the batch at which its engine does most (docs/ceilings.json).
+ENSEMBLES = {"embed_image": ("clip_image", 16), "embed_text": ("clip_text", 32)}
+SECONDS, TIMEOUT = 4.0, 120.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """One round: answers a second of the server, rows a second without one, and their ratio."""
+
+    target: str
+    number: int
+    clients: int
+    server_per_s: float
+    alone_per_s: float
+    share: float
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each turn")
+    parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
+    arguments = parser.parse_args()
+    repository = arguments.repository or full_size_repository()
+    rows = list(run(repository, arguments.rounds, arguments.clients, arguments.seconds))
+    keep(arguments.output, "shares", rows, table(rows))
+
+
+def run(repository: Path, rounds: int, clients: int, seconds: float) -> Iterator[Share]:
+    """Every round of both."""
+    inputs = Inputs(make_pictures(), make_texts())
+    with ExitStack() as running:
+        server = running.enter_context(EmbeddedServer(repository, models=list(ENSEMBLES)))
+        engines = {name: trial.engine for name, trial in server.engines.items()}
+        for name, (network, batch) in ENSEMBLES.items():
+            alone = work(repository, network, engines.get(network, ONNXRUNTIME), batch)
+            requests = requests_for(name, inputs, TIMEOUT)
+            target = EnsembleTarget(name, server.grpc_address, requests, TIMEOUT)
+            running.callback(target.close)
+            for number in range(rounds):
+                served = measure(target, Load(clients, seconds / 4, seconds), None, TIMEOUT).throughput
+                possible = batch * calls_per_second(alone, processors(), seconds)
+                row = Share(name, number, clients, served, possible, served / possible)
+                print(row, flush=True)
+                yield row
+
+
+def work(repository: Path, network: str, engine: str, batch: int) -> Callable[[], None]:
+    """One thread's batch, from JPEG files or token ids to embeddings."""
+    manifest = json.loads((repository / "decode_image" / "1" / "lineup.json").read_text())
+    run = ENGINES[engine].open(repository / network / "1" / "model.onnx", 1, processors())
+    have = tensors(repository, manifest)
+    feed = {name: repeated(have[name], batch) for name in NETWORKS[network]}
+    decode = Decoder(repository, manifest, ("pixels",)) if network == "clip_image" else None
+
+    def once() -> None:
+        if decode is not None:
+            for _ in range(batch):
+                decode()
+        run(feed)
+
+    return once
+
+
+def table(rows: list[Share]) -> list[str]:
+    """As Markdown: a line for each ensemble, medians of the rounds."""
+    lines = []
+    for target in dict.fromkeys(row.target for row in rows):
+        of = [row for row in rows if row.target == target]
+        share = spread(row.share for row in of)
+        lines.append(
+            (
+                f"{target}, {of[0].clients} clients",
+                f"{spread(row.server_per_s for row in of)['median']:.1f}",
+                f"{spread(row.alone_per_s for row in of)['median']:.1f}",
+                f"{share['median']:.2f} ({share['least']:.2f} to {share['largest']:.2f})",
+            )
+        )
+    return markdown(("", "server, a second", "one process without a server", "share"), lines)
+
+
+if __name__ == "__main__":
+    main()
