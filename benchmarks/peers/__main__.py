@@ -128,7 +128,7 @@ def measure_all(arguments: argparse.Namespace) -> tuple[dict[str, str], str]:
                 running.callback(servers[name].end)
             for target in targets:
                 systems = embedding_systems(target, inputs, tercet, servers, not_run)
-                load = Load(CLIENTS, min(3.0, arguments.seconds), arguments.seconds)
+                load = Load(CLIENTS, min(3.0, arguments.seconds / 2), arguments.seconds)
                 everyone = [tercet, *servers.values()]
                 turns = taking_turns(network, target, load, systems, everyone, arguments.rounds)
                 keep(arguments.output, list(turns))

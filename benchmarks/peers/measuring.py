@@ -57,6 +57,7 @@ def measure(target: Target, load: Load, server: Running | None, timeout: float) 
             wait(loop, load.seconds, timeout)
         else:  # what began with the first request ends with an answer: of few, a part of one more matters
             time.sleep(load.seconds)
+            loop.stop(0.0)  # nobody asks again; a script in this process is not waited for, but for an answer
             seen = loop.waiting()
             while loop.waiting() == seen and time.perf_counter() - started < timeout:
                 time.sleep(0.01)
@@ -66,7 +67,7 @@ def measure(target: Target, load: Load, server: Running | None, timeout: float) 
         busy, own = busy_seconds() - busy, time.process_time() - own
         memory = processes.resident(family)
     finally:
-        loop.stop(timeout)
+        loop.stop(timeout if load.warm_up else 0.0)
     latencies = np.array([answer.latency for answer in answers if answer.failure is None])
     latency = summarise(latencies) if len(latencies) else None
     if loop.examples:
