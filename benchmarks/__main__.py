@@ -36,14 +36,14 @@ def server_bench(models: str, loads: tuple[str, ...], folder: str) -> Arguments:
     return lambda out: [
         str(Path(sys.executable).with_name("tercet")),
         *("bench", "--repository", str(full_size_repository()), "--model", models, *loads),
-        *("--warm-up", "1", "--windows", "6", "--output", str(out / folder)),
+        *("--warm-up", "1", "--windows", "4", "--output", str(out / folder)),
         *(("--ceilings", str(out / "ceilings.json")) if (out / "ceilings.json").exists() else ()),
     ]
 
 
 def ceilings(out: Path) -> list[str]:
     """The ceilings of the full-size repository."""
-    return module("ceilings", str(full_size_repository()), "{out}/ceilings.json", "--seconds", "0.7")(out)
+    return module("ceilings", str(full_size_repository()), "{out}/ceilings.json", "--seconds", "0.5")(out)
 
 
 PARTS: Mapping[str, tuple[str, Arguments]] = {
@@ -51,7 +51,7 @@ PARTS: Mapping[str, tuple[str, Arguments]] = {
     "server": (
         "embedding: throughput and latency by load, where the time goes",
         server_bench(
-            "embed_image,embed_text", ("--concurrency", "1,2,4,8,16,32", "--rate", "70%"), "embedding"
+            "embed_image,embed_text", ("--concurrency", "1,4,8,16,32", "--rate", "70%"), "embedding"
         ),
     ),
     "shares": ("embedding beside the engines without a server", module("shares", "{out}/shares.csv")),
@@ -64,7 +64,7 @@ PARTS: Mapping[str, tuple[str, Arguments]] = {
         module(
             "peers",
             *("--peers", "infinity", "litserve", "bentoml"),
-            *("--rounds", "5", "--seconds", "3", "--output", "{out}"),
+            *("--rounds", "5", "--seconds", "2.5", "--output", "{out}"),
         ),
     ),
     "captioner": (
@@ -80,7 +80,7 @@ PARTS: Mapping[str, tuple[str, Arguments]] = {
             *("--folder", str(CACHE / "galleries")),
         ),
     ),
-    "indexing": ("10,000 files into an index", module("indexing", "{out}/indexing.csv")),
+    "indexing": ("10,000 files into an index", module("indexing", "{out}/indexing.csv", "--seconds", "2")),
     "repeats": ("a reference asked again", module("repeats", "{out}/repeats.csv")),
     "growth": (
         "by size of pictures and length of texts",

@@ -26,7 +26,7 @@ from tercet.index import build_index
 from tercet.index.sources import list_pictures
 from tercet.server import EmbeddedServer
 
-CLIENTS, SECONDS, TIMEOUT = (16, 32, 64), 3.0, 120.0
+CLIENTS, SECONDS, TIMEOUT = (16, 32, 64), 5.0, 120.0
 MADE = 64
 
 

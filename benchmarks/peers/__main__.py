@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -53,12 +54,16 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @dataclass(frozen=True)
 class System:
-    """One that takes turns: its name, how load is put on it, its server, and its agreement with Tercet."""
+    """One that takes turns: its name, how load is put on it, its server, and its agreement with Tercet.
+
+    It takes part in the first `rounds`, of which one that takes half a minute for a turn has few.
+    """
 
     name: str
     target: Callable[[], Target]
     server: Running | None
     agreement: float
+    rounds: int = sys.maxsize
 
 
 def main() -> None:
@@ -208,6 +213,8 @@ def taking_turns(
     """Round by round, each system once in each; every other round in the opposite order."""
     for number in range(rounds):
         for system in systems[:: -1 if number % 2 else 1]:
+            if number >= system.rounds:
+                continue
             # A script was run already and keeps no queue: there is nothing to warm up.
             turn = load if system.server else replace(load, warm_up=0.0)
             with awake(system.server, everyone), contextlib.closing(system.target()) as asked:
@@ -243,13 +250,13 @@ def queries(
         cosine = least_cosine(ours, researcher.queries(inputs.pictures[:2], inputs.texts[:2]))
     print(f"researcher: cosine with Tercet's queries at least {cosine:.5f}", flush=True)
     rows: list[Round] = []
-    scripts: list[Any] = [("researcher", 1), ("researcher batched", QUERY_CLIENTS)]
+    scripts: list[Any] = [("researcher", 1, sys.maxsize), ("researcher batched", QUERY_CLIENTS, 2)]
     for clients in (1, QUERY_CLIENTS):
         systems = [System(OURS, partial(query_target, tercet, inputs, clients), tercet, 1.0)]
-        for name, batch in scripts:
+        for name, batch, most in scripts:
             if batch <= clients:
                 load_on = partial(ResearcherTarget, name, researcher, batch)
-                systems.append(System(name, load_on, None, cosine))
+                systems.append(System(name, load_on, None, cosine, most))
         load = Load(clients, min(2.0, arguments.seconds), 2 * arguments.seconds)
         rows += taking_turns("small lineup", QUERY, load, systems, everyone, arguments.rounds)
     return rows
