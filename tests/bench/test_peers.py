@@ -83,7 +83,7 @@ def test_csv_is_read_as_it_was_written_and_new_rows_replace_a_target_whole(tmp_p
 
 
 def test_page_and_plot_come_from_the_kept_rounds(tmp_path):
-    rounds.write(tmp_path / "peers.csv", ROWS)
+    write_rows(tmp_path / "peers.csv", ROWS)
     text, picture = report.write_report(tmp_path, FACTS)
     page = text.read_text()
     assert "| infinity | 20 | **5.00** (2.00 to 5.00) |" in page
