@@ -74,7 +74,9 @@ def main() -> None:
         os.sched_setaffinity(0, arguments.cores)  # what is started inherits it: servers and clients alike
     if not arguments.page_only:
         not_run, about = measure_all(arguments)
-        facts = {"machine": describe_machine(), "not_run": not_run, OURS: about}
+        file = arguments.output / "peers.json"
+        earlier = json.loads(file.read_text())[OURS] if file.exists() else {}
+        facts = {"machine": describe_machine(), "not_run": not_run, OURS: {**earlier, **about}}
     else:
         facts = json.loads((arguments.output / "peers.json").read_text())
     for path in write_report(arguments.output, facts):
@@ -103,13 +105,13 @@ def read_arguments() -> argparse.Namespace:
     return arguments
 
 
-def measure_all(arguments: argparse.Namespace) -> tuple[dict[str, str], str]:
-    """Measure, and keep each target once done; which peers did not run and why, what Tercet ran with."""
+def measure_all(arguments: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]:
+    """Measure, and keep each target once done; which peers did not run and why, Tercet's settings."""
     from benchmarks.peers.weights import prepare
 
     inputs = Inputs(make_pictures(), make_texts())
     not_run: dict[str, str] = {}
-    about = ""
+    about: dict[str, str] = {}
     whole = QUERY in arguments.targets
     for network in arguments.networks:
         arch = ARCHITECTURES[network]
@@ -119,7 +121,7 @@ def measure_all(arguments: argparse.Namespace) -> tuple[dict[str, str], str]:
             logs = arguments.cache / "logs"
             tercet = start_tercet(repository, logs)
             running.callback(tercet.end)
-            about = about or described(tercet, logs / "tercet.log")
+            about[network] = described(tercet, logs / "tercet.log")
             targets = [target for target in arguments.targets if target in EMBEDDING]
             servers = {}
             for name in arguments.peers if targets else ():

@@ -65,9 +65,11 @@ def page(rounds: Sequence[Round], comparisons: Sequence[Comparison], facts: Mapp
         many = "1 client" if clients == 1 else f"{clients} clients"
         lines += [f"## {TITLES.get(target, target)}, {network}, {many}", "", *table(list(group)), ""]
     lines += ["## What was run", "", "| | settings |", "| --- | --- |"]
-    about = {OURS: facts.get(OURS, ""), **{name: peer.settings for name, peer in PEERS.items()}, **SCRIPTS}
+    ours = {f"{OURS}, {network}": text for network, text in facts.get(OURS, {}).items()}
+    theirs = {**{name: peer.settings for name, peer in PEERS.items()}, **SCRIPTS}
     present = {row.system for row in comparisons}
-    lines += [f"| {name} | {text} |" for name, text in about.items() if name in present]
+    about = {**ours, **{name: text for name, text in theirs.items() if name in present}}
+    lines += [f"| {name} | {text} |" for name, text in about.items()]
     lines += [f"| {name} | **not run**: {reason} |" for name, reason in facts.get("not_run", {}).items()]
     loads = [row.load_average for row in rounds]
     busy = f"from {min(loads):.1f} to {max(loads):.1f}" if loads else "unknown"

@@ -24,7 +24,7 @@ from tercet_export.networks.clip import Architecture, build
 FACTS = {
     "machine": {"processor": "a processor", "threads": 2, "instructions": ["avx2"], "memory": 2**33},
     "not_run": {"bentoml": "it did not start"},
-    OURS: "as it comes",
+    OURS: {"ViT-B/32": "as it comes"},
 }
 
 
@@ -90,6 +90,7 @@ def test_page_and_plot_come_from_the_kept_rounds(tmp_path):
     assert "| **tercet** | 100 | 1 |" in page
     assert "bentoml | **not run**: it did not start" in page
     assert systems.PEERS["infinity"].settings in page
+    assert "| tercet, ViT-B/32 | as it comes |" in page
     assert picture.stat().st_size > 5_000
     assert json.loads((tmp_path / "peers.json").read_text()) == FACTS
 
