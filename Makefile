@@ -40,7 +40,7 @@ train-demo: $(READY)  ## train the demo networks from scratch (under an hour on 
 ablation: $(READY)  ## every way to compose a query, on the synthetic world, by kind of modification; writes the README's table
 	$(BIN)/python -m tercet_training.ablation
 
-bench: $(READY)  ## how fast it is, beside the machine's limits and other servers, and whether that became worse (35 minutes)
+bench: $(READY)  ## how fast it is, beside the machine's limits and other servers, and whether that became worse (half an hour)
 	$(BIN)/python -m benchmarks
 
 clean:  ## remove what was built: environment, exports, demo output

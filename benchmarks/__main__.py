@@ -3,7 +3,7 @@
     python -m benchmarks [PART ...] [--output bench_output]
 
 Networks are full-size with random weights: no download. What is exported or installed once (the peers'
-environments, 12 GB, by pip) lies in ~/.cache/tercet/peers; with that there, everything takes some 35 minutes
+environments, 12 GB, by pip) lies in ~/.cache/tercet/peers; with that there, everything takes half an hour
 on two cores. Run it while nothing else does. `--output docs` keeps tables, plots and ratios, and fills
 the pages; anything else is compared with what is kept.
 """
@@ -43,7 +43,7 @@ def server_bench(models: str, loads: tuple[str, ...], folder: str) -> Arguments:
 
 def ceilings(out: Path) -> list[str]:
     """The ceilings of the full-size repository."""
-    return module("ceilings", str(full_size_repository()), "{out}/ceilings.json", "--seconds", "0.5")(out)
+    return module("ceilings", str(full_size_repository()), "{out}/ceilings.json", "--seconds", "0.4")(out)
 
 
 PARTS: Mapping[str, tuple[str, Arguments]] = {
@@ -84,7 +84,7 @@ PARTS: Mapping[str, tuple[str, Arguments]] = {
     "repeats": ("a reference asked again", module("repeats", "{out}/repeats.csv")),
     "growth": (
         "by size of pictures and length of texts",
-        module("growth", "{out}/growth.csv", "{out}/growth.png", "--rounds", "3", "--seconds", "1.5"),
+        module("growth", "{out}/growth.csv", "{out}/growth.png", "--rounds", "2", "--seconds", "1.5"),
     ),
 }
 LONGER: Mapping[str, tuple[str, Arguments]] = {

@@ -43,8 +43,8 @@ FP32_PEER, BF16_PEER = "transformers-fp32", "transformers-bf16"
 CASES = (
     ("greedy", 1, 1, 5),
     ("greedy", 1, 8, 5),
-    ("greedy", 1, 32, 3),
-    ("4 beams", 4, 8, 3),
+    ("greedy", 1, 32, 2),
+    ("4 beams", 4, 8, 2),
 )
 TOKENS, LENGTHS, ROUNDS = 20, (0, 5, 10, 20, 40), 5
 BATCH, MORE, ROWS = 8, 16, 32
