@@ -44,7 +44,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Put a stand-in in the server's place, and give a gallery of 30 pictures."""
     for module in ("index", "search", "caption"):
-        monkeypatch.setattr(sys.modules[f"tercet.cli.{module}"], "connect", lambda server: CountingClient())
+        monkeypatch.setattr(
+            sys.modules[f"tercet.cli.{module}"], "connect", lambda server, in_flight=32: CountingClient()
+        )
     write_pictures(tmp_path / "gallery", 30)
     return tmp_path / "gallery"
 
@@ -53,6 +55,12 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def indexed(stand_in: Path, run: Run) -> Path:
     assert run("index", "gallery")[0] == 0
     return stand_in
+
+
+def test_a_connection_keeps_as_many_at_work_as_it_is_told() -> None:
+    for given, kept in (((), 32), ((64,), 64)):
+        with console.connect("one:1, two:2", *given) as client:
+            assert client._in_flight == kept
 
 
 def test_index_says_what_it_did(stand_in: Path, run: Run) -> None:
