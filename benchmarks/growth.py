@@ -7,7 +7,6 @@ One client and sixteen, in turns; medians of the rounds. Concurrency is `tercet 
 size `benchmarks/search.py`'s, a caption's length `benchmarks/captioner.py`'s.
 """
 
-import argparse
 import io
 from collections.abc import Sequence
 from contextlib import closing
@@ -17,7 +16,7 @@ from statistics import median
 
 from PIL import Image
 
-from benchmarks.pages import full_size_repository, keep, markdown
+from benchmarks.pages import full_size_repository, keep, markdown, measuring_parser
 from benchmarks.peers.measuring import Load, measure
 from tercet.bench.inputs import QUALITY, make_pictures
 from tercet.bench.targets import EnsembleTarget, Inputs, requests_for
@@ -47,12 +46,9 @@ class Grown:
 
 def main() -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("output", type=Path)
+    parser = measuring_parser(__doc__)
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each load")
-    parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
     arguments = parser.parse_args()
     rows = run(arguments.repository or full_size_repository(), arguments.rounds, arguments.seconds)
     draw(rows, arguments.picture)

@@ -9,7 +9,6 @@ scatters by as many as one has). Memory is this process's, resident, at each rou
 with the gallery.
 """
 
-import argparse
 import itertools
 import os
 import tempfile
@@ -17,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.pages import full_size_repository, keep, markdown, spread
+from benchmarks.pages import full_size_repository, keep, markdown, measuring_parser, spread
 from benchmarks.peers.measuring import Load, measure
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.bench.processes import resident
@@ -48,12 +47,9 @@ class Indexed:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("output", type=Path)
+    parser = measuring_parser(__doc__)
     parser.add_argument("--pictures", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each load")
-    parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
     arguments = parser.parse_args()
     repository = arguments.repository or full_size_repository()
     rows = run(repository, arguments.pictures, arguments.rounds, arguments.seconds)

@@ -1,5 +1,6 @@
-"""What scripts that measure share: tables into pages, the full-size repository, ratios."""
+"""What scripts that measure share: arguments, tables into pages, the full-size repository, ratios."""
 
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -7,7 +8,7 @@ from typing import Any
 
 from benchmarks.rows import write_rows
 
-__all__ = ["DOCS", "fill", "full_size_repository", "keep", "markdown", "spread"]
+__all__ = ["DOCS", "fill", "full_size_repository", "keep", "markdown", "measuring_parser", "spread"]
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -23,6 +24,15 @@ def full_size_repository() -> Path:
     from benchmarks.peers.weights import prepare
 
     return prepare(CACHE / "weights", ARCH, whole=True)[1]
+
+
+def measuring_parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that all of them take: where rows go, how many rounds, which repository."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
+    return parser
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -7,7 +7,6 @@ another modification: the second time the reference is neither sent nor captione
 text. Beside it the same with `remember=0`.
 """
 
-import argparse
 import os
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.pages import full_size_repository, keep, markdown, spread
+from benchmarks.pages import full_size_repository, keep, markdown, measuring_parser, spread
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.client import Client
 from tercet.server import EmbeddedServer
@@ -37,10 +36,7 @@ class Repeated:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
+    parser = measuring_parser(__doc__)
     arguments = parser.parse_args()
     rows = run(arguments.repository or full_size_repository(), arguments.rounds)
     keep(arguments.output, "repeats", rows, table(rows))

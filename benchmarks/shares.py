@@ -10,7 +10,6 @@ server can do better. What the processes of the server and its clients use of th
 what becomes of the rest. The table of docs/performance.md is written anew.
 """
 
-import argparse
 import json
 import os
 import time
@@ -18,9 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from benchmarks.ceilings import ENGINES, NETWORKS, Decoder, calls_per_second, repeated, tensors
-from benchmarks.pages import full_size_repository, keep, markdown, spread
+from benchmarks.pages import full_size_repository, keep, markdown, measuring_parser, spread
 from benchmarks.peers.measuring import Load, measure
 from tercet.bench import processes
 from tercet.bench.inputs import make_pictures, make_texts
@@ -61,12 +61,9 @@ class Share:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = measuring_parser(__doc__)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of each turn")
-    parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
     arguments = parser.parse_args()
     repository = arguments.repository or full_size_repository()
     rows = list(run(repository, arguments.rounds, arguments.clients, arguments.seconds))
@@ -147,11 +144,11 @@ def table(rows: list[Share]) -> list[str]:
         lines.append(
             (
                 f"{target}, {of[0].clients} clients",
-                f"{spread(row.server_per_s for row in of)['median']:.1f}",
-                f"{spread(row.alone_per_s for row in of)['median']:.1f}",
+                f"{median(row.server_per_s for row in of):.1f}",
+                f"{median(row.alone_per_s for row in of):.1f}",
                 f"{share['median']:.2f} ({share['least']:.2f} to {share['largest']:.2f})",
                 *(
-                    f"{spread(getattr(row, name) for row in of)['median']:.2f}"
+                    f"{median(getattr(row, name) for row in of):.2f}"
                     for name in ("network_ms", "first_step_ms", "others_ms", "clients_ms", "alone_ms")
                 ),
             )

@@ -9,7 +9,6 @@ overhead; tokenising and detokenising count as overhead altogether. The table of
 written anew.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -32,7 +31,7 @@ from benchmarks.ceilings import (
     repeated,
     tensors,
 )
-from benchmarks.pages import full_size_repository, keep, markdown
+from benchmarks.pages import full_size_repository, keep, markdown, measuring_parser
 from tercet.bench.inputs import make_texts
 from tercet.bench.load import ClosedLoop
 from tercet.bench.server import Server, stages
@@ -67,10 +66,7 @@ class Step:
 
 def main() -> None:
     """Measure, write the rows and the table, and say what the sum is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
+    parser = measuring_parser(__doc__)
     arguments = parser.parse_args()
     rows = measure(arguments.repository or full_size_repository(), arguments.rounds)
     keep(arguments.output, "steps", rows, table(rows))

@@ -8,7 +8,6 @@ the same round. The embedded server's processes compute on one another's process
 another may lose: only whole ensembles are compared.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -19,7 +18,7 @@ from statistics import median
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from benchmarks.pages import full_size_repository, keep, markdown, spread
+from benchmarks.pages import full_size_repository, keep, markdown, measuring_parser, spread
 from benchmarks.peers.measuring import Load, measure
 from benchmarks.peers.running import Running, awake, end_on_termination, start_tercet
 from benchmarks.rows import write_rows
@@ -101,11 +100,8 @@ class Tuned:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("output", type=Path)
+    parser = measuring_parser(__doc__)
     parser.add_argument("--target", nargs="*", default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--repository", type=Path, help="another than the full-size one, made where missing")
     arguments = parser.parse_args()
     end_on_termination()
     repository = arguments.repository or full_size_repository()
