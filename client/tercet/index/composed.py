@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tercet.compositions.scoring import ComposedQuery
+from tercet.index.products import products
 
 __all__ = ["Contest", "scan"]
 
@@ -97,14 +98,9 @@ def scan(contests: Sequence[Contest], blocks: Sequence[NDArray[np.float32]]) -> 
     for some in _chunks(contests):
         vectors = np.concatenate([contest.vectors for contest in some])
         ends = np.cumsum([len(contest.vectors) for contest in some])[:-1]
-        start = 0
-        for block in blocks:
-            for first in range(0, len(block), CANDIDATES_AT_ONCE):
-                part = block[first : first + CANDIDATES_AT_ONCE]
-                similarities = np.split(vectors @ part.T, ends)
-                for contest, of_contest in zip(some, similarities, strict=True):
-                    contest.see(start, part, of_contest)
-                start += len(part)
+        for start, part, similarities in products(vectors, blocks, CANDIDATES_AT_ONCE):
+            for contest, of_contest in zip(some, np.split(similarities, ends), strict=True):
+                contest.see(start, part, of_contest)
 
 
 def _chunks(contests: Sequence[Contest]) -> Iterator[Sequence[Contest]]:

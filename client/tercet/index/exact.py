@@ -1,7 +1,7 @@
 """Exact search: the best of a gallery by matrix products with its blocks, in float32.
 
-The products are NumPy's BLAS; only scores above a query's worst kept one are looked at again, which after the
-first block is one in thousands.
+Only scores above a query's worst kept one are looked at again, which after the first block is one in
+thousands.
 """
 
 from collections.abc import Iterable
@@ -9,9 +9,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from tercet.index.products import products
+
 __all__ = ["best"]
 
-SCORES_AT_ONCE = 2**20
+SCORES_AT_ONCE, LEAST_ROWS, MOST_ROWS = 2**18, 2**10, 2**14
 """Queries times rows: few enough for a core's cache, as many as a product needs to run at its speed."""
 
 
@@ -26,13 +28,9 @@ def best(
         may be left out.
     """
     kept = _Kept(len(queries), count)
-    start = 0
-    rows_at_once = max(1024, SCORES_AT_ONCE // max(1, len(queries)))
-    for block in blocks:
-        for first in range(0, len(block), rows_at_once):
-            part = block[first : first + rows_at_once]
-            kept.see(queries @ part.T, start)
-            start += len(part)
+    rows_at_once = min(MOST_ROWS, max(LEAST_ROWS, SCORES_AT_ONCE // max(1, len(queries))))
+    for start, _, scores in products(queries, blocks, rows_at_once):
+        kept.see(scores, start)
     kept.merge()
     return kept.scores, kept.rows
 
