@@ -29,8 +29,9 @@ import numpy as np
 from tercet.bench.ceilings import DECODER, SEARCH, Ceiling, write_ceilings
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.bench.processes import describe_machine
+from tercet.server.engines import choice
 from tercet.server.engines.networks import find_networks, is_installed, measure_engines
-from tercet.server.runtime import processors
+from tercet.server.runtime import BACKEND, processors
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 LONGEST_RUN = 4.0
@@ -68,17 +69,14 @@ def open_onnxruntime(model: Path, threads: int, at_once: int) -> Run:
     return lambda feed: session.run(None, feed)
 
 
-def open_openvino(precision: str, model: Path, threads: int, at_once: int) -> Run:
-    """OpenVINO on the processors, a stream for each of those who call at once."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # reports every import
-    import openvino
-
-    properties = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": threads * at_once,
-        "NUM_STREAMS": at_once,
-    }
-    compiled = openvino.Core().compile_model(str(model), "CPU", properties)
+def open_openvino(wanted: Mapping[str, str], model: Path, threads: int, at_once: int) -> Run:
+    """OpenVINO as the server has it, a stream for each of those who call at once."""
+    if str(BACKEND) not in sys.path:
+        sys.path.append(str(BACKEND))
+    backend = importlib.import_module("backend_openvino")
+    core = backend.import_openvino().Core()
+    properties = {**wanted, "INFERENCE_NUM_THREADS": str(threads * at_once), "NUM_STREAMS": str(at_once)}
+    compiled = core.compile_model(backend.read_graph(core, model, properties), "CPU", properties)
     own = threading.local()
 
     def run(feed: Feed) -> Any:
@@ -89,10 +87,12 @@ def open_openvino(precision: str, model: Path, threads: int, at_once: int) -> Ru
     return run
 
 
+# The server's own engines.
 ENGINES = {
-    "onnxruntime": Engine("onnxruntime", open_onnxruntime),
-    "openvino-f32": Engine("openvino", partial(open_openvino, "f32")),
-    "openvino-bf16": Engine("openvino", partial(open_openvino, "bf16")),
+    name: Engine("onnxruntime", open_onnxruntime)
+    if properties is None
+    else Engine("openvino", partial(open_openvino, properties))
+    for name, properties in choice.ENGINES.items()
 }
 
 # What each network reads, by name, of what `tensors` makes.

@@ -3,9 +3,9 @@
     python -m benchmarks.engines docs/engines.csv [NETWORK ...] [--graphs FOLDER]
 
 Full size, random weights. An engine runs in a process of its own, as the server's does, in turns with ONNX
-Runtime in fp32: what is compared are the ratios of neighbouring runs, their median and range. int8 is ONNX
-Runtime's dynamic quantisation, weights by channel. The table of docs/performance.md is written anew from the
-file; rows of networks that are not named stay as they are. FOLDER keeps the exported graphs for another time.
+Runtime in fp32: what is compared are the ratios of neighbouring runs, their median and range. The table of
+docs/performance.md is written anew from the file; rows of networks that are not named stay as they are.
+FOLDER keeps the exported graphs for another time.
 """
 
 import argparse
@@ -31,7 +31,6 @@ from tercet.server.engines.trials import TrialFailed, Worker, read_arrays
 from tercet.server.runtime import processors
 
 ROUNDS = 7
-INT8 = "onnxruntime-int8"
 # The networks: the role that each fills, and in batches of how many rows it is timed.
 NETWORKS = {
     "clip-image ViT-B-32-quickgelu": ("clip_image", 8),
@@ -71,7 +70,7 @@ def measure(name: str, graphs: Path, folder: Path) -> Iterator[dict[str, Any]]:
     """One row for each engine on a network."""
     role, batch = NETWORKS[name]
     graph, details = exported(name, graphs)
-    workers = {engine: Worker(engine) for engine in ENGINES} | {INT8: Worker(ONNXRUNTIME)}
+    workers = {engine: Worker(engine) for engine in ENGINES}
     inputs, reference = folder / "inputs.npz", workers[ONNXRUNTIME]
     try:
         described = reference.open(graph, ModelConfig())
@@ -82,7 +81,7 @@ def measure(name: str, graphs: Path, folder: Path) -> Iterator[dict[str, Any]]:
             row: dict[str, Any] = {"network": name, "batch": batch, "engine": engine}
             row |= dict.fromkeys(COLUMNS, "")
             try:
-                worker.open(quantised(graph, folder) if engine == INT8 else graph, ModelConfig())
+                worker.open(graph, ModelConfig())
                 worker.run(inputs, ROWS[role], folder / "found.npz")
                 distances = measure_distances(expected, read_arrays(folder / "found.npz"))
                 pairs = [(reference.run(inputs, [batch]), worker.run(inputs, [batch])) for _ in range(ROUNDS)]
@@ -130,27 +129,9 @@ def exported(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
     return graph, json.loads(described.read_text())
 
 
-def quantised(graph: Path, folder: Path) -> Path:
-    """The graph with its matrix products in int8."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    smaller = folder / "int8.onnx"
-    try:
-        quantize_dynamic(
-            graph,
-            smaller,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            op_types_to_quantize=["MatMul", "Gemm"],
-        )
-    except Exception as error:  # whatever a graph has that the tool does not know
-        raise TrialFailed(f"cannot be quantised: {error}") from error
-    return smaller
-
-
 def write_table(rows: list[dict[str, Any]]) -> None:
     """Put the rows into docs/performance.md as a Markdown table: a line a network, a column an engine."""
-    engines = [*ENGINES, INT8]
+    engines = list(ENGINES)
     lines = [f"| network, batch | {' | '.join(engines)} |", f"| --- {'| ---: ' * len(engines)}|"]
     for name in dict.fromkeys(row["network"] for row in rows):
         found = {row["engine"]: row for row in rows if row["network"] == name}

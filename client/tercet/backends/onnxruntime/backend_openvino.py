@@ -17,6 +17,7 @@ from backend_onnxruntime import Feed, OnnxRuntimeGraph, openvino_properties, ses
 
 PROVIDER = "OpenVINOExecutionProvider"
 PRECISION = "INFERENCE_PRECISION_HINT"
+GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 
 class OpenVinoGraph:
@@ -35,10 +36,7 @@ class OpenVinoGraph:
             require(node.type != "tensor(string)", f"tensor '{node.name}': OpenVINO takes no texts")
         core = openvino.Core()
         try:
-            model = core.read_model(str(file))
-            if properties[PRECISION] == "bf16":
-                round_before_loops(model)
-            compiled = core.compile_model(model, "CPU", properties)
+            compiled = core.compile_model(read_graph(core, file, properties), "CPU", properties)
         except RuntimeError as error:
             raise ConfigurationError(f"OpenVINO cannot run this model: {cause(error)}") from error
         runs = compiled.get_property(PRECISION).get_type_name()
@@ -93,6 +91,16 @@ def import_openvino() -> Any:
     return openvino
 
 
+def read_graph(core: Any, file: Path, properties: dict[str, str]) -> Any:
+    """Read a graph and round in it what OpenVINO, with these properties, would round late or not at all."""
+    model = core.read_model(str(file))
+    if properties[PRECISION] == "bf16":
+        round_before_loops(model)
+    if group := int(properties.get(GROUP, 0)):
+        round_weights(model, group)
+    return model
+
+
 def round_before_loops(model: Any) -> None:
     """Round once to bf16 what the matrix products in a Loop read anew at every step.
 
@@ -120,6 +128,34 @@ def round_before_loops(model: Any) -> None:
             widened = opset13.convert(parameter, "f32").output(0)
             for reader in readers:
                 reader.replace_source_output(widened)
+    model.validate_nodes_and_infer_types()
+
+
+def round_weights(model: Any, group: int) -> None:
+    """Round constant matrices to int8, where so many numbers that are summed up share a scale.
+
+    OpenVINO multiplies such matrices in int8. What they are multiplied by it rounds anew for every row, in
+    such groups too, so that a row's result does not depend on its batch. Matrices whose rows are no whole
+    number of groups stay as they are, and so do those in a Loop.
+    """
+    from openvino import opset13
+
+    for product in [node for node in model.get_ops() if node.get_type_name() == "MatMul"]:
+        matrix = product.input_value(1).get_node()
+        if matrix.get_type_name() != "Constant" or len(matrix.shape) != 2:
+            continue
+        transposed = product.get_attributes()["transpose_b"]
+        weights = (matrix.data if transposed else matrix.data.T).astype(np.float32)
+        outputs, inputs = weights.shape
+        if inputs % group:
+            continue
+        grouped = weights.reshape(outputs, inputs // group, group)
+        scales = np.maximum(np.abs(grouped).max(axis=2, keepdims=True) / 127, np.finfo(np.float32).tiny)
+        whole = opset13.constant(np.rint(grouped / scales).astype(np.int8))
+        restored = opset13.multiply(opset13.convert(whole, "f32"), opset13.constant(scales))
+        restored = opset13.reshape(restored, opset13.constant([outputs, inputs]), special_zero=False)
+        product.input(1).replace_source_output(restored.output(0))
+        product.set_attribute("transpose_b", True)
     model.validate_nodes_and_infer_types()
 
 

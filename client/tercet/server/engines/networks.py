@@ -24,7 +24,7 @@ __all__ = ["Network", "choose_engines", "find_networks", "is_installed", "measur
 
 MANIFEST = Path("describe_lineup", "1", "lineup.json")
 RECORD = "engine.json"
-FORMAT = 1
+FORMAT = 2
 # Wheels that bring an engine.
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "openvino")
 INSTALL = 'pip install "tercet[openvino]"'
