@@ -59,6 +59,8 @@ ORT = Trial(ONNXRUNTIME)
         ([ORT, trial("openvino-f32", 30), trial("openvino-bf16", 20)], "auto", ONNXRUNTIME),
         ([ORT, trial("openvino-f32", 5), trial("openvino-bf16", 1, "too far")], "auto", "openvino-f32"),
         ([ORT, trial("openvino-f32", refused="fails"), trial("openvino-bf16", 5)], "auto", "openvino-bf16"),
+        ([ORT, trial("openvino-bf16", 5), trial("openvino-int8", 4)], "auto", "openvino-int8"),
+        ([ORT, trial("openvino-int8", 4.7), trial("openvino-bf16", 5)], "auto", "openvino-bf16"),
         ([ORT, trial("openvino-f32", 30), trial("openvino-bf16", 20)], "openvino", "openvino-bf16"),
         ([ORT, trial("openvino-f32", 30), trial("openvino-bf16", 29)], "openvino", "openvino-f32"),
         ([ORT, trial("openvino-f32", 30, "x"), trial("openvino-bf16", 29, "y")], "openvino", None),
@@ -391,7 +393,7 @@ def openvino(copied: Path) -> Iterator[EmbeddedServer]:
 def test_a_lineup_on_openvino_answers_alike(openvino: EmbeddedServer, copied: Path, client: Client) -> None:
     engines = {name: trial.engine for name, trial in openvino.engines.items()}
     assert engines.keys() == ROWS.keys()
-    assert set(engines.values()) <= {"openvino-f32", "openvino-bf16"}
+    assert set(engines.values()) <= ENGINES.keys() - {ONNXRUNTIME}
     random = np.random.default_rng(0)
     pictures = [Image.fromarray(random.integers(0, 256, (80, 64, 3), dtype=np.uint8)) for _ in range(9)]
     texts = ["a red circle", "a blue star on a beach", "grass"]

@@ -172,6 +172,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         on_openvino = accelerator("cpu", "openvino", INFERENCE_PRECISION_HINT=precision)
         patient = PATIENT.replace("1000000", "50000")
         write_model(folder, f"network_{precision}", network(), NETWORK + CPU + patient + on_openvino)
+    on_openvino = accelerator("cpu", "openvino", DYNAMIC_QUANTIZATION_GROUP_SIZE="32")
+    write_model(folder, "network_int8", network(), NETWORK + CPU + patient + on_openvino)
     on_openvino = accelerator("cpu", "openvino")
     write_model(folder, "distinct_openvino", distinct(), DISTINCT + CPU + HASTY + on_openvino)
     write_model(folder, "reshaped_openvino", reshaped(), RESHAPED + CPU + HASTY + on_openvino)
@@ -417,7 +419,7 @@ def test_64_concurrent_requests_are_batched(client: grpc.InferenceServerClient) 
         np.testing.assert_allclose(answer["y"][0], row, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, "int8"])
 def test_openvino_answers_batches_within_its_precision(
     client: grpc.InferenceServerClient, precision: str
 ) -> None:
@@ -438,8 +440,8 @@ def test_openvino_answers_batches_within_its_precision(
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() > 0.999
     difference = np.abs(found - expected).max() / np.abs(expected).max()
-    # bf16 keeps 8 bits of a number: what is exact did not run in it.
-    assert (1e-4 < difference < 2e-2) if precision == "bf16" else difference < 1e-5
+    # bf16 and int8 keep 8 bits of a number: what is exact did not run in them.
+    assert difference < 1e-5 if precision == "f32" else (1e-4 < difference < 2e-2)
 
 
 def test_openvino_gives_every_type_and_only_what_is_asked_for(client: grpc.InferenceServerClient) -> None:

@@ -235,6 +235,46 @@ def test_what_a_loop_reads_in_bf16_is_rounded_once_and_alike(
     assert np.abs(answers[0] - expected).max() < (0.02 if precision == "bf16" else 1e-5) * expected.max()
 
 
+INT8 = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_matrices_in_int8_are_near_and_each_row_by_itself(
+    backend: ModuleType, tmp_path: Path, transposed: bool
+) -> None:
+    module = importlib.import_module("backend_openvino")
+    random, shape = np.random.default_rng(0), (TensorProto.FLOAT, ("batch", 256))
+    matrix = (random.standard_normal((256, 256)) / 16).astype(np.float32)
+    matrix[:, 0] *= 1000  # of one output: no other is rounded more coarsely for it
+    matrix[128:, 1] = 0  # a whole group
+    if transposed:
+        nodes = [helper.make_node("Gemm", ["x", "matrix"], ["y"], transB=1)]
+    else:
+        nodes = [helper.make_node("MatMul", ["x", "matrix"], ["y"])]
+    weights = {"matrix": np.ascontiguousarray(matrix.T) if transposed else matrix}
+    file = write_model(tmp_path, "product", graph(nodes, {"x": shape}, {"y": shape}, weights))
+    x = random.standard_normal((7, 256)).astype(np.float32)
+    x[3] *= 1000  # one row of the batch: no other is rounded more coarsely for it
+    loaded = module.OpenVinoGraph(file, {}, INT8)
+    (found,) = loaded.run(["y"], {"x": x})
+    difference = np.abs(found - x @ matrix) / np.abs(x @ matrix).std(axis=-1, keepdims=True)
+    assert 1e-3 < difference[..., 1:].max() < 0.1
+    for row in range(len(x)):
+        np.testing.assert_allclose(loaded.run(["y"], {"x": x[row : row + 1]})[0][0], found[row], rtol=1e-5)
+
+
+def test_what_has_no_whole_groups_is_not_rounded(backend: ModuleType, tmp_path: Path) -> None:
+    module = importlib.import_module("backend_openvino")
+    file = write_model(tmp_path, "network", network())
+    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    expected = directly(network(), {"x": x})["y"]
+    for size in ("128", "0"):
+        loaded = module.OpenVinoGraph(file, {}, {**INT8, "DYNAMIC_QUANTIZATION_GROUP_SIZE": size})
+        np.testing.assert_allclose(loaded.run(["y"], {"x": x})[0], expected, rtol=1e-5, atol=1e-6)
+    rounded = module.OpenVinoGraph(file, {}, {**INT8, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"})
+    assert np.abs(rounded.run(["y"], {"x": x})[0] - expected).max() > 1e-3
+
+
 def test_openvinos_telemetry_stays_unimported(backend: ModuleType) -> None:
     code = "import sys, backend_openvino as b; b.import_openvino(); print(sys.modules['openvino_telemetry'])"
     done = subprocess.run(

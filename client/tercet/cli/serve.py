@@ -37,7 +37,7 @@ def serve(
             envvar="TERCET_ENGINE",
             show_default="auto",
             help="What runs the networks on the processor: auto (the fastest that is exact enough, measured "
-            "once), onnxruntime, openvino (its fastest that is), openvino-f32, openvino-bf16.",
+            "once), onnxruntime, openvino (its fastest that is), openvino-f32, openvino-bf16, openvino-int8.",
         ),
     ] = None,
     logs: Annotated[bool, typer.Option("--logs", help="Show Triton's log as it is written.")] = False,

@@ -57,11 +57,11 @@ class EmbeddedServer:
         http_port, grpc_port, metrics_port: ports, 0 for any free one.
         models: names of the models to serve; None for all that can be.
         model_config_name: use each model's `configs/<name>.pbtxt` where it has one.
-        engine: what runs the lineup's networks on the processor. `onnxruntime`, `openvino-f32` or
-            `openvino-bf16` as they are; `openvino` or `auto`: the fastest of OpenVINO's, or of all, whose
-            answers are as good as ONNX Runtime's (`tercet.server.engines`), measured once and remembered
-            beside each network. None: what the environment variable TERCET_ENGINE says, or else `auto`.
-            Without the package openvino there is only `onnxruntime`.
+        engine: what runs the lineup's networks on the processor. `onnxruntime`, `openvino-f32`,
+            `openvino-bf16` or `openvino-int8` as they are; `openvino` or `auto`: the fastest of OpenVINO's,
+            or of all, whose answers are as good as ONNX Runtime's (`tercet.server.engines`), measured once
+            and remembered beside each network. None: what the environment variable TERCET_ENGINE says, or
+            else `auto`. Without the package openvino there is only `onnxruntime`.
         timeout: seconds within which every model must be ready.
         log_file: file that gets Triton's log; None keeps it only while the server runs.
         progress: called as models become ready.
