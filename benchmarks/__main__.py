@@ -43,7 +43,7 @@ def server_bench(models: str, loads: tuple[str, ...], folder: str) -> Arguments:
 
 def ceilings(out: Path) -> list[str]:
     """The ceilings of the full-size repository."""
-    return module("ceilings", str(full_size_repository()), "{out}/ceilings.json", "--seconds", "0.4")(out)
+    return module("ceilings", str(full_size_repository()), "{out}/ceilings.json", "--seconds", "0.3")(out)
 
 
 PARTS: Mapping[str, tuple[str, Arguments]] = {

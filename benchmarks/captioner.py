@@ -246,7 +246,7 @@ def take_apart(
                     length: partial(seconds_of, engines[name], inputs[int(length)], MORE)
                     for length in ("0", "20")
                 },
-                rounds=3,
+                rounds=2,
             )
             token = (statistics.median(times["20"]) - statistics.median(times["0"])) / TOKENS
             token_of_more = (statistics.median(more["20"]) - statistics.median(more["0"])) / TOKENS

@@ -33,7 +33,7 @@ class ComposedTarget:
     def __init__(self, name: str, address: str, inputs: Inputs, clients: int, timeout: float) -> None:
         self.name = name
         self._inputs = inputs
-        self._client = Client(address, timeout=timeout, retries=0)
+        self._client = Client(address, timeout=timeout, retries=0, remember=0)
         self._pool = ThreadPoolExecutor(clients, "peers-query")
 
     def send(self, number: int, done: Done) -> None:
