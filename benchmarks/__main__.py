@@ -31,12 +31,12 @@ def module(name: str, *arguments: str) -> Arguments:
     ]
 
 
-def server_bench(models: str, loads: tuple[str, ...], folder: str) -> Arguments:
+def server_bench(models: str, loads: tuple[str, ...], windows: int, folder: str) -> Arguments:
     """`tercet bench` over the full-size repository, with the ceilings that were measured before."""
     return lambda out: [
         str(Path(sys.executable).with_name("tercet")),
         *("bench", "--repository", str(full_size_repository()), "--model", models, *loads),
-        *("--warm-up", "1", "--windows", "4", "--output", str(out / folder)),
+        *("--warm-up", "1", "--windows", str(windows), "--output", str(out / folder)),
         *(("--ceilings", str(out / "ceilings.json")) if (out / "ceilings.json").exists() else ()),
     ]
 
@@ -51,20 +51,20 @@ PARTS: Mapping[str, tuple[str, Arguments]] = {
     "server": (
         "embedding: throughput and latency by load, where the time goes",
         server_bench(
-            "embed_image,embed_text", ("--concurrency", "1,4,8,16,32", "--rate", "70%"), "embedding"
+            "embed_image,embed_text", ("--concurrency", "1,4,8,16,32", "--rate", "70%"), 4, "embedding"
         ),
     ),
-    "shares": ("embedding beside the engines without a server", module("shares", "{out}/shares.csv")),
+    "shares": ("embedding beside the engines without a server", module("shares", "{out}/shares.csv", "--seconds", "3")),
     "query": (
         "the same of whole composed queries",
-        server_bench("query", ("--concurrency", "1,8"), "query"),
+        server_bench("query", ("--concurrency", "1,8"), 3, "query"),
     ),
     "peers": (
         "beside other servers and a researcher's script",
         module(
             "peers",
             *("--peers", "infinity", "litserve", "bentoml"),
-            *("--rounds", "5", "--seconds", "2.5", "--output", "{out}"),
+            *("--rounds", "5", "--seconds", "2", "--output", "{out}"),
         ),
     ),
     "captioner": (
@@ -80,7 +80,7 @@ PARTS: Mapping[str, tuple[str, Arguments]] = {
             *("--folder", str(CACHE / "galleries")),
         ),
     ),
-    "indexing": ("10,000 files into an index", module("indexing", "{out}/indexing.csv", "--seconds", "4")),
+    "indexing": ("10,000 files into an index", module("indexing", "{out}/indexing.csv", "--seconds", "3")),
     "repeats": ("a reference asked again", module("repeats", "{out}/repeats.csv")),
     "growth": (
         "by size of pictures and length of texts",

@@ -34,7 +34,7 @@ from tercet.server.engines.networks import find_networks, is_installed, measure_
 from tercet.server.runtime import BACKEND, processors
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-LONGEST_RUN = 4.0
+LONGEST_RUN = 2.0
 """Seconds that one run may take before larger batches are left out."""
 PROBED = 4
 """Rows of the batch that engines are compared with."""

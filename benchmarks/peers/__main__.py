@@ -252,7 +252,7 @@ def queries(
         cosine = least_cosine(ours, researcher.queries(inputs.pictures[:2], inputs.texts[:2]))
     print(f"researcher: cosine with Tercet's queries at least {cosine:.5f}", flush=True)
     rows: list[Round] = []
-    scripts: list[Any] = [("researcher", 1, sys.maxsize), ("researcher batched", QUERY_CLIENTS, 2)]
+    scripts: list[Any] = [("researcher", 1, sys.maxsize), ("researcher batched", QUERY_CLIENTS, 1)]
     for clients in (1, QUERY_CLIENTS):
         systems = [System(OURS, partial(query_target, tercet, inputs, clients), tercet, 1.0)]
         for name, batch, most in scripts:

@@ -59,6 +59,15 @@ def test_blas_has_its_threads_again() -> None:
     assert threads() == before
 
 
+def test_who_comes_meanwhile_computes_in_its_own_thread() -> None:
+    with module._one_blas_thread as alone:
+        assert alone >= 1
+        with module._one_blas_thread as second:
+            assert second == 1
+    with module._one_blas_thread as again:
+        assert again == alone
+
+
 def test_an_error_ends_it() -> None:
     with pytest.raises(ValueError, match="matmul"):
         list(products(np.ones((1, 3), np.float32), [np.ones((2, 4), np.float32)], 5))

@@ -77,14 +77,14 @@ class _OneBlasThread:
         self._limit: threadpoolctl.threadpool_limits | None = None
 
     def __enter__(self) -> int:
-        """How many threads BLAS has otherwise."""
+        """How many threads to use instead: BLAS's number for the first, one for who comes meanwhile."""
         with self._lock:
             if self._limit is None:
                 libraries = _libraries()
                 self._threads = max((library.num_threads for library in libraries.lib_controllers), default=1)
                 self._limit = libraries.limit(limits=1)
             self._within += 1
-            return self._threads
+            return self._threads if self._within == 1 else 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
