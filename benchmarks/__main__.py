@@ -54,7 +54,10 @@ PARTS: Mapping[str, tuple[str, Arguments]] = {
             "embed_image,embed_text", ("--concurrency", "1,4,8,16,32", "--rate", "70%"), 4, "embedding"
         ),
     ),
-    "shares": ("embedding beside the engines without a server", module("shares", "{out}/shares.csv", "--seconds", "3")),
+    "shares": (
+        "embedding beside the engines without a server",
+        module("shares", "{out}/shares.csv", "--seconds", "3"),
+    ),
     "query": (
         "the same of whole composed queries",
         server_bench("query", ("--concurrency", "1,8"), 3, "query"),

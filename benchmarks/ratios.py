@@ -125,20 +125,17 @@ def of_peers(file: Path) -> Iterator[Ratio]:
 
 
 def of_bench(file: Path) -> Iterator[Ratio]:
-    """Shares of ceilings, and the tail at part of the load, out of `tercet bench`'s own file.
+    """The tail at part of the load, out of `tercet bench`'s own file.
 
-    The ceilings were measured minutes before; what is held against a bar was measured in turns (`of_shares`).
+    Its shares of ceilings are no ratios to compare: ceilings are measured minutes before, and a machine that
+    others share is a fifth slower or faster then. `of_shares` has them measured in turns.
     """
     points = json.loads(file.read_text())["points"]
     for point in points:
-        share, load = point.get("share_of_ceiling"), point["load"]
-        if point["mode"] == "closed" and share:
-            name = f"{point['target']}, {load:g} at once: share of the ceiling"
-            yield Ratio(name, share, share, share)
         if point["mode"] == "open" and point["latency"]:
             tail = point["latency"]["p99"] / point["latency"]["p50"]
             best = max(p["throughput"] for p in points if p["target"] == point["target"])
-            name = f"{point['target']} at {load / best:.0%} of its throughput: p99 by p50"
+            name = f"{point['target']} at {point['load'] / best:.0%} of its throughput: p99 by p50"
             bar = 2.0 if point["target"] == "embed_image" else None
             yield Ratio(name, tail, tail, tail, bar, higher_is_better=False)
 
@@ -210,7 +207,6 @@ READERS: dict[str, Callable[[Path], Iterator[Ratio]]] = {
     "peers.csv": of_peers,
     "shares.csv": of_shares,
     "embedding/bench.json": of_bench,
-    "query/bench.json": of_bench,
     "captioner.json": of_captioner,
     "steps.csv": of_steps,
     "search.csv": of_search,

@@ -320,7 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if running.returncode:
                 raise SystemExit(running.returncode)
     draw(list(rows.values()), options.plot)
-    fill_page(list(rows.values()), PAGE)
+    if options.table.resolve().parent == PAGE.parent:
+        fill_page(list(rows.values()), PAGE)
 
 
 def read_table(path: Path) -> dict[tuple, Measured]:
