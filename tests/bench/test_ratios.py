@@ -82,6 +82,13 @@ def test_the_command_keeps_and_compares(tmp_path: Path) -> None:
     worse = run()
     assert worse.returncode == 1
     assert "WORSE: embed_image, ViT-B/32, 16 clients: by other's throughput: 2, was 3" in worse.stderr
+    # Another run of the same code: from now on so little is no regression, less is.
+    assert run("--widen").returncode == 0
+    (entry,) = json.loads(kept.read_text())
+    assert (entry["median"], entry["least"], entry["largest"]) == (3.0, 2.0, 3.0)
+    assert run().returncode == 0
+    write_rows(tmp_path / "peers.csv", [a_round("tercet", 1, 38.0), a_round("other", 1, 20.0)])
+    assert run().returncode == 1
 
 
 def test_the_kept_ratios_are_of_parts_that_there_are() -> None:
