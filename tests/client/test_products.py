@@ -59,13 +59,18 @@ def test_blas_has_its_threads_again() -> None:
     assert threads() == before
 
 
-def test_who_comes_meanwhile_computes_in_its_own_thread() -> None:
-    with module._one_blas_thread as alone:
-        assert alone >= 1
-        with module._one_blas_thread as second:
-            assert second == 1
-    with module._one_blas_thread as again:
-        assert again == alone
+def test_several_who_search_at_once_have_a_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shared(threads: int) -> ThreadPoolExecutor:
+        raise InterruptedError
+
+    monkeypatch.setattr(module, "LEAST_WORK", 0)
+    monkeypatch.setattr(module, "_pool", shared)
+    queries, blocks = np.ones((1, 8), np.float32), [np.ones((30, 8), np.float32)]
+    with module._one_blas_thread as threads:
+        assert len(list(products(queries, blocks, 10))) == 3
+    if threads > 1:
+        with pytest.raises(InterruptedError):
+            list(products(queries, blocks, 10))
 
 
 def test_an_error_ends_it() -> None:

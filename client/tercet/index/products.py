@@ -37,7 +37,8 @@ def products(
     with _one_blas_thread as threads:
         waiting: deque[Future[Product]] = deque()
         for start, part in _pieces(blocks, rows_at_once):
-            if threads == 1 or queries.size * len(part) < LEAST_WORK:
+            # Several who search at once are threads already.
+            if threads == 1 or _one_blas_thread.within > 1 or queries.size * len(part) < LEAST_WORK:
                 while waiting:
                     yield waiting.popleft().result()
                 yield multiplied(start, part)
@@ -73,23 +74,23 @@ class _OneBlasThread:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._within, self._threads = 0, 1
+        self.within, self._threads = 0, 1
         self._limit: threadpoolctl.threadpool_limits | None = None
 
     def __enter__(self) -> int:
-        """How many threads to use instead: BLAS's number for the first, one for who comes meanwhile."""
+        """How many threads BLAS has otherwise."""
         with self._lock:
             if self._limit is None:
                 libraries = _libraries()
                 self._threads = max((library.num_threads for library in libraries.lib_controllers), default=1)
                 self._limit = libraries.limit(limits=1)
-            self._within += 1
-            return self._threads if self._within == 1 else 1
+            self.within += 1
+            return self._threads
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._within -= 1
-            if not self._within and self._limit is not None:
+            self.within -= 1
+            if not self.within and self._limit is not None:
                 self._limit.restore_original_limits()
                 self._limit = None
 
