@@ -271,6 +271,8 @@ def test_what_has_no_whole_groups_is_not_rounded(backend: ModuleType, tmp_path: 
     for size in ("128", "0"):
         loaded = module.OpenVinoGraph(file, {}, {**INT8, "DYNAMIC_QUANTIZATION_GROUP_SIZE": size})
         np.testing.assert_allclose(loaded.run(["y"], {"x": x})[0], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(refusal(), match="GROUP_SIZE is 'few': give a whole number"):
+        module.OpenVinoGraph(file, {}, {**INT8, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "few"})
     rounded = module.OpenVinoGraph(file, {}, {**INT8, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"})
     assert np.abs(rounded.run(["y"], {"x": x})[0] - expected).max() > 1e-3
 

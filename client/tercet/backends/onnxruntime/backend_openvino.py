@@ -92,12 +92,18 @@ def import_openvino() -> Any:
 
 
 def read_graph(core: Any, file: Path, properties: dict[str, str]) -> Any:
-    """Read a graph and round in it what OpenVINO, with these properties, would round late or not at all."""
+    """Read a graph and round in it what OpenVINO, with these properties, would round late or not at all.
+
+    Raises:
+        ConfigurationError: the size of groups is no number.
+    """
+    group = properties.get(GROUP, "0")
+    require(group.isdecimal(), f"{GROUP} is {group!r}: give a whole number, 0 to round nothing")
     model = core.read_model(str(file))
     if properties[PRECISION] == "bf16":
         round_before_loops(model)
-    if group := int(properties.get(GROUP, 0)):
-        round_weights(model, group)
+    if int(group):
+        round_weights(model, int(group))
     return model
 
 
@@ -142,10 +148,10 @@ def round_weights(model: Any, group: int) -> None:
 
     for product in [node for node in model.get_ops() if node.get_type_name() == "MatMul"]:
         matrix = product.input_value(1).get_node()
-        if matrix.get_type_name() != "Constant" or len(matrix.shape) != 2:
+        if matrix.get_type_name() != "Constant" or len(matrix.shape) != 2 or matrix.data.dtype != np.float32:
             continue
         transposed = product.get_attributes()["transpose_b"]
-        weights = (matrix.data if transposed else matrix.data.T).astype(np.float32)
+        weights = np.ascontiguousarray(matrix.data if transposed else matrix.data.T)
         outputs, inputs = weights.shape
         if inputs % group:
             continue
