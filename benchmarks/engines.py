@@ -137,7 +137,10 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         found = {row["engine"]: row for row in rows if row["network"] == name}
         cells = [f"{name}, {found[ONNXRUNTIME]['batch']}", f"{found[ONNXRUNTIME]['per_second']}/s"]
         for engine in engines[1:]:
-            row = found[engine]
+            row = found.get(engine)
+            if row is None:  # not measured since there is this engine
+                cells.append("")
+                continue
             mark = "" if row["verdict"] == "passes" else " ✗"
             times = f"{row['ratio']} ({row['lowest']} to {row['highest']}); {row['processor_ratio']}"
             cells.append(f"{times}; {row['distance']}{mark}" if row["ratio"] else "fails")
