@@ -69,11 +69,16 @@ def open_onnxruntime(model: Path, threads: int, at_once: int) -> Run:
     return lambda feed: session.run(None, feed)
 
 
-def open_openvino(wanted: Mapping[str, str], model: Path, threads: int, at_once: int) -> Run:
-    """OpenVINO as the server has it, a stream for each of those who call at once."""
+def openvino_backend() -> Any:
+    """The part of the server's backend that runs OpenVINO."""
     if str(BACKEND) not in sys.path:
         sys.path.append(str(BACKEND))
-    backend = importlib.import_module("backend_openvino")
+    return importlib.import_module("backend_openvino")
+
+
+def open_openvino(wanted: Mapping[str, str], model: Path, threads: int, at_once: int) -> Run:
+    """OpenVINO as the server has it, a stream for each of those who call at once."""
+    backend = openvino_backend()
     core = backend.import_openvino().Core()
     properties = {**wanted, "INFERENCE_NUM_THREADS": str(threads * at_once), "NUM_STREAMS": str(at_once)}
     compiled = core.compile_model(backend.read_graph(core, model, properties), "CPU", properties)
@@ -211,8 +216,7 @@ def matrix_products(engines: list[str], seconds: float) -> dict[str, float]:
         name = f"openvino-{precision}"
         if name not in engines or importlib.util.find_spec(ENGINES[name].package) is None:
             continue
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-        import openvino
+        openvino = openvino_backend().import_openvino()
         from openvino import opset13
 
         numbers = np.random.default_rng(0).standard_normal((SIDE, SIDE), dtype=np.float32)

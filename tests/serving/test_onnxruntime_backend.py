@@ -168,9 +168,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(folder, "unbatched", unbatched(), UNBATCHED + CPU)
     write_model(folder, "reshaped", reshaped(), RESHAPED + CPU + HASTY)
     write_model(folder, "distinct", distinct(), DISTINCT + CPU + HASTY)
+    patient = PATIENT.replace("1000000", "50000")
     for precision in PRECISIONS:
         on_openvino = accelerator("cpu", "openvino", INFERENCE_PRECISION_HINT=precision)
-        patient = PATIENT.replace("1000000", "50000")
         write_model(folder, f"network_{precision}", network(), NETWORK + CPU + patient + on_openvino)
     on_openvino = accelerator("cpu", "openvino", DYNAMIC_QUANTIZATION_GROUP_SIZE="32")
     write_model(folder, "network_int8", network(), NETWORK + CPU + patient + on_openvino)

@@ -14,7 +14,8 @@ from tercet.index.products import products
 __all__ = ["best"]
 
 SCORES_AT_ONCE, LEAST_ROWS, MOST_ROWS = 2**18, 2**10, 2**14
-"""Queries times rows: few enough for a core's cache, as many as a product needs to run at its speed."""
+"""Queries times rows: few enough for a core's cache, as many as a product needs to run at its speed; within
+these numbers of rows."""
 
 
 def best(
