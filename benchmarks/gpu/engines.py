@@ -46,11 +46,15 @@ LARGEST_ENGINE = 64
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network to run: in PyTorch in fp32 on the device (`cuda` or `cpu`), and exported in fp16."""
+    """A network to run: in PyTorch in fp32 on the device (`cuda` or `cpu`), and exported in fp16.
+
+    `unfused` is the export in which attention is products and a softmax.
+    """
 
     role: str
     loaded: Loaded
     graph: Path
+    unfused: Path
     device: str
 
     @property
@@ -118,7 +122,7 @@ class OnnxRuntimeRunner:
 
     `cuda` are options of the CUDA provider in place of the configured ones. With `fixed` a session is opened
     for each batch, in which every dimension is a number: CUDA graphs need that. `tensorrt` are options of the
-    TensorRT provider, in front of the CUDA provider.
+    TensorRT provider, in front of the CUDA provider. Without `fused` the graph has no attention operator.
     """
 
     def __init__(
@@ -127,8 +131,10 @@ class OnnxRuntimeRunner:
         cuda: Mapping[str, str] | None = None,
         fixed: bool = False,
         tensorrt: Callable[[Subject], dict[str, str]] | None = None,
+        fused: bool = True,
     ) -> None:
         self.subject, self.fixed = subject, fixed
+        self.graph = subject.graph if fused else subject.unfused
         gpu = subject.device == "cuda"
         message = read_configuration(REPOSITORY / subject.role, "gpu" if gpu else None)
         self.config = MessageToDict(message, preserving_proto_field_name=True)
@@ -176,11 +182,11 @@ class OnnxRuntimeRunner:
 
     def _open(self, sizes: Mapping[str, int]) -> Any:
         options = backend.session_options(self.config)
-        backend.spare_half_precision(self.subject.graph, options, self.providers)
+        backend.spare_half_precision(self.graph, options, self.providers)
         options.log_severity_level = 3
         for symbol in self.subject.tensors.dynamic & sizes.keys():
             options.add_free_dimension_override_by_name(symbol, sizes[symbol])
-        return backend.create_session(self.subject.graph, options, self.providers)
+        return backend.create_session(self.graph, options, self.providers)
 
 
 class TorchRunner:
@@ -327,9 +333,11 @@ CAPTIONER, REMOVER = frozenset({"captioner"}), frozenset({"background_remover"})
 STRAIGHT = frozenset(ROLES) - CAPTIONER
 # Nor have ONNX Runtime's for texts, of which a batch's longest decides what is computed.
 FIXED = STRAIGHT - {"clip_text"}
+TRANSFORMERS = frozenset(ROLES) - REMOVER
 
 ENGINES: Mapping[str, Engine] = {
     "onnxruntime": Engine(OnnxRuntimeRunner),
+    "onnxruntime-unfused": Engine(partial(OnnxRuntimeRunner, fused=False), TRANSFORMERS),
     "onnxruntime-graphs": Engine(
         partial(OnnxRuntimeRunner, cuda={"enable_cuda_graph": "1"}, fixed=True), FIXED, missing=_needs_cuda
     ),
@@ -352,8 +360,8 @@ ENGINES: Mapping[str, Engine] = {
         partial(TorchRunner, compiled={"mode": "reduce-overhead"}), STRAIGHT, COMPILED, _needs_cuda
     ),
 }
-"""Each way by name. `-graphs`: CUDA graphs; `-fixed`: every dimension a number; `-exhaustive`, `-nhwc`: how
-convolutions are chosen and laid out."""
+"""Each way by name. `-unfused`: attention is no operator of its own; `-graphs`: CUDA graphs; `-fixed`: every
+dimension a number; `-exhaustive`, `-nhwc`: how convolutions are chosen and laid out."""
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -22,7 +22,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.cases import CASES, Case, load, tiny_cases
 from benchmarks.gpu.device import card, describe_versions, driver, load_average, memory_in_use
-from benchmarks.gpu.engines import BASELINE, ENGINES, Arrays, Runner, Subject, out_of_memory
+from benchmarks.gpu.engines import (
+    BASELINE,
+    ENGINES,
+    TRANSFORMERS,
+    Arrays,
+    Runner,
+    Subject,
+    out_of_memory,
+)
 from benchmarks.gpu.measure import MatrixRate, Times, ratios, take_turns
 from benchmarks.gpu.results import MEASURED, Row
 from tercet.server.engines.examples import ROWS, make_examples
@@ -31,7 +39,7 @@ from tercet_export.export import quiet, write_graph
 from tercet_export.registry import Loaded
 from tercet_export.roles import ROLES
 
-__all__ = ["Settings", "main", "measure"]
+__all__ = ["Settings", "main", "make_inputs", "measure", "open_subject", "rows_of"]
 
 TRITON_TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32"}
 NO_MEMORY = "no memory"
@@ -69,14 +77,8 @@ def main() -> None:
 
 def measure(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
     """The rows of a network, then whether that was all; see the module."""
-    torch.backends.cudnn.benchmark = True  # PyTorch chooses its convolutions by trying them, as users have it
-    with tempfile.TemporaryDirectory() as folder:
-        case = (tiny_cases(Path(folder)) if settings.tiny else CASES)[name]
-        loaded = load(case, Path(folder))
-    file = Path(settings.graphs) / f"{name.replace(' ', '-')}.fp16.onnx"
-    export(loaded, case, file)
-    loaded.graph.to(settings.device)
-    subject = Subject(case.role, loaded, file, settings.device)
+    subject, case = open_subject(name, settings)
+    loaded = subject.loaded
     examples = make_inputs(case, loaded)
     expected = reference(subject, examples)
     about = Row(
@@ -107,15 +109,30 @@ def measure(name: str, settings: Settings) -> Iterator[dict[str, Any]]:
     yield {"complete": True}
 
 
-def export(loaded: Loaded, case: Case, file: Path) -> None:
-    """Write the fp16 graph, unless it is there: on the device, the gate decides whether it is right."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            made = Path(folder) / file.name
-            write_graph(loaded, ROLES[case.role], made, case.network, half=True)
-            for part in sorted(Path(folder).iterdir(), key=lambda path: path == made):
-                part.replace(file.parent / part.name)
+def open_subject(name: str, settings: Settings) -> tuple[Subject, Case]:
+    """A network with its exported graphs, ready on the device."""
+    torch.backends.cudnn.benchmark = True  # PyTorch chooses its convolutions by trying them, as users have it
+    with tempfile.TemporaryDirectory() as folder:
+        case = (tiny_cases(Path(folder)) if settings.tiny else CASES)[name]
+        loaded = load(case, Path(folder))
+    graphs = export(loaded, case, Path(settings.graphs), name.replace(" ", "-"))
+    loaded.graph.to(settings.device)
+    return Subject(case.role, loaded, *graphs, settings.device), case
+
+
+def export(loaded: Loaded, case: Case, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write the fp16 graph and that with unfused attention, unless they are there; the gate comes later."""
+    files = folder / f"{name}.fp16.onnx", folder / f"{name}.unfused.fp16.onnx"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, fused in zip(files, (True, False), strict=True):
+        if file.exists() or (not fused and case.role not in TRANSFORMERS):
+            continue
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            made = Path(temporary) / file.name
+            write_graph(loaded, ROLES[case.role], made, case.network, half=True, fused=fused)
+            for part in sorted(made.parent.iterdir(), key=lambda path: path == made):
+                part.replace(folder / part.name)
+    return files
 
 
 def make_inputs(case: Case, loaded: Loaded) -> dict[str, np.ndarray]:

@@ -29,6 +29,10 @@ TRACED_BATCH = 3
 PRODUCER = "tercet"
 HALF_PRODUCER = "tercet fp16"
 
+# From this operator set on attention is one operator, which GPUs compute in one kernel. In fp32 it stays what
+# it is made of: engines of processors know that, and not all of them the operator.
+FUSED_ATTENTION = 23
+
 # Protobuf cannot hold more in one file; a little is left for the graph itself.
 LARGEST_FILE = 2_000_000_000
 
@@ -95,8 +99,13 @@ def export_network(
     )
 
 
-def write_graph(loaded: Loaded, role: Role, path: Path, name: str, half: bool = False) -> int:
-    """Trace the graph at batch 3 and write it, `half` for fp16; the number of its nodes."""
+def write_graph(
+    loaded: Loaded, role: Role, path: Path, name: str, half: bool = False, fused: bool | None = None
+) -> int:
+    """Trace the graph at batch 3 and write it, `half` for fp16; the number of its nodes.
+
+    `fused`: attention as one operator; by default if `half`.
+    """
     examples = role.example_inputs(loaded.sizes, loaded.details or {}, TRACED_BATCH)
     symbols = {symbol: torch.export.Dim(symbol) for symbol in role.dynamic}
     shapes = {
@@ -110,6 +119,7 @@ def write_graph(loaded: Loaded, role: Role, path: Path, name: str, half: bool = 
                 tuple(torch.from_numpy(examples[tensor.name]) for tensor in role.inputs),
                 input_names=[tensor.name for tensor in role.inputs],
                 dynamic_shapes=tuple(shapes[tensor.name] for tensor in role.inputs),
+                opset_version=FUSED_ATTENTION if (half if fused is None else fused) else None,
                 dynamo=True,
                 optimize=True,
                 verbose=False,

@@ -26,10 +26,11 @@ from tercet.errors import ExportError
 
 LARGEST = float(np.finfo(np.float16).max)
 
-# Almost all of the work, and accumulated in fp32 by every runtime.
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
+# Almost all of the work, and accumulated in fp32 by every runtime. (Attention's softmax is fp32 inside.)
+PRODUCTS = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 
-# Computed in fp32. LayerNormalization is not here: the operator itself does so (its `stash_type`).
+# Computed in fp32. LayerNormalization is not here: the operator itself does so (its `stash_type`), and gives the
+# mean and deviation in fp32, which some of PyTorch's versions ask for.
 DELICATE = frozenset(
     {
         "BatchNormalization",
@@ -163,9 +164,10 @@ class Plan:
                     f"there is no rule for the operation {node.op_type} in fp16: export in fp32"
                 )
             self.of_node[node] = kind = self._computed(node)
-            for output in node.outputs:
+            for place, output in enumerate(node.outputs):
                 if is_float(output):
-                    self.kinds[output] = kind
+                    statistics = node.op_type == "LayerNormalization" and place > 0
+                    self.kinds[output] = Kind.FULL if statistics else kind
 
     def _computed(self, node: Node) -> Kind:
         """What a node without subgraphs computes in."""

@@ -24,7 +24,14 @@ from tercet.bench.values import Settings as LoadSettings
 from tercet_export.registry import Loaded, network
 from tercet_export.roles import ROLES
 
-CHOSEN = ("onnxruntime", "onnxruntime-fixed", "onnxruntime-graphs", "transformers", "torch")
+CHOSEN = (
+    "onnxruntime",
+    "onnxruntime-unfused",
+    "onnxruntime-fixed",
+    "onnxruntime-graphs",
+    "transformers",
+    "torch",
+)
 
 
 def settings(folder: Path, **changes) -> Settings:
@@ -72,8 +79,12 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("name", "baseline", "measured"),
     [
-        ("tiny clip-image", "torch", {"onnxruntime", "torch"}),
-        ("tiny git", "transformers", {"onnxruntime", "onnxruntime-fixed", "transformers", "torch"}),
+        ("tiny clip-image", "torch", {"onnxruntime", "onnxruntime-unfused", "torch"}),
+        (
+            "tiny git",
+            "transformers",
+            {"onnxruntime", "onnxruntime-unfused", "onnxruntime-fixed", "transformers", "torch"},
+        ),
     ],
 )
 def test_every_engine_gives_what_fp32_gives_at_every_batch(
@@ -264,7 +275,7 @@ def test_transformers_git_has_our_weights_and_captions_never_end(captioner: Load
 
 
 def test_tensorrts_profiles_name_every_input_of_the_graph(captioner: Loaded) -> None:
-    subject = engines.Subject("captioner", captioner, Path("folder/graph.onnx"), "cuda")
+    subject = engines.Subject("captioner", captioner, Path("folder/graph.onnx"), Path("unfused.onnx"), "cuda")
     options = engines.tensorrt_options(subject)
     assert options["trt_profile_min_shapes"] == "foreground:1x64x64x3"
     assert options["trt_profile_max_shapes"] == "foreground:64x64x64x3"
@@ -273,7 +284,7 @@ def test_tensorrts_profiles_name_every_input_of_the_graph(captioner: Loaded) -> 
 def test_a_gpus_session_is_what_is_served_but_for_what_the_engine_changes(
     captioner: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject = engines.Subject("captioner", captioner, Path("graph.onnx"), "cuda")
+    subject = engines.Subject("captioner", captioner, Path("graph.onnx"), Path("unfused.onnx"), "cuda")
     (name, options), _ = engines.OnnxRuntimeRunner(subject).providers
     assert name == "CUDAExecutionProvider"
     assert options["cudnn_conv_algo_search"] == "HEURISTIC"

@@ -185,6 +185,39 @@ def test_sums_and_softmax_are_in_fp32(tmp_path: Path) -> None:
     validate_half(tmp_path / "g.onnx", loaded, ROLE)
 
 
+def test_attention_is_one_operator_in_fp16_and_spelt_out_in_fp32(tmp_path: Path) -> None:
+    def attend(x: Tensor) -> Tensor:
+        tokens = (x @ W).view(-1, 2, 4, 2)  # (B, heads, tokens, d)
+        return torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)
+
+    loaded, half = half_graph(attend, tmp_path / "half.onnx")
+    assert produced(half, "Attention") == [DataType.FLOAT16]
+    assert not produced(half, "Softmax")
+    validate_half(tmp_path / "half.onnx", loaded, ROLE)
+    write_graph(loaded, ROLE, tmp_path / "full.onnx", "function")
+    assert not produced(onnx_ir.load(tmp_path / "full.onnx"), "Attention")
+    write_graph(loaded, ROLE, tmp_path / "unfused.onnx", "function", half=True, fused=False)
+    assert produced(onnx_ir.load(tmp_path / "unfused.onnx"), "Softmax") == [DataType.FLOAT]
+
+
+def test_a_norms_own_statistics_stay_in_fp32() -> None:
+    rows, scale = onnx_ir.val("rows", DataType.FLOAT, [1, 16]), weights(16, 16)
+    product = onnx_ir.node(
+        "MatMul", [rows, onnx_ir.val("weights", const_value=onnx_ir.tensor(scale.repeat(2, 4)))]
+    )
+    norm = onnx_ir.node("LayerNormalization", [product.outputs[0], rows], num_outputs=3)
+    planned = precision.Plan()
+    for node in (product, norm):
+        for value in node.outputs:
+            value.dtype = DataType.FLOAT
+    planned.graph(onnx_ir.Graph([rows], norm.outputs, nodes=[product, norm]))
+    assert [planned.kinds[value] for value in norm.outputs] == [
+        precision.Kind.HALF,
+        precision.Kind.FULL,
+        precision.Kind.FULL,
+    ]
+
+
 def test_masks_beyond_fp16(tmp_path: Path) -> None:
     """The smallest float fills a mask; a row that is all masked gives equal weights, and no NaN."""
 
