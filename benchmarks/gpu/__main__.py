@@ -99,6 +99,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each engine with each batch")
     parser.add_argument("--seconds", type=float, default=0.3, help="of a turn; three runs at least")
     parser.add_argument("--minutes", type=float, default=8.5, help="after which nothing else is begun")
+    parser.add_argument(
+        "--concurrency", nargs="+", type=int, metavar="N", help="requests at once of the pipeline's load"
+    )
     parser.add_argument("--quick", action="store_true", help="batches 1 and 8, short turns: a first look")
     parser.add_argument("--again", action="store_true", help="measure also what was measured before")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: only to try this out")
@@ -195,7 +198,7 @@ def measure_pipeline(arguments: argparse.Namespace, deadline: float) -> tuple[bo
     quick = arguments.quick
     load = pipeline.Load(
         targets=pipeline.TARGETS,
-        concurrency=(1, 4) if quick else pipeline.CONCURRENCY,
+        concurrency=arguments.concurrency or ((1, 4) if quick else pipeline.CONCURRENCY),
         settings=LoadSettings(warm_up=0.5 if quick else 1.0, window=0.3 if quick else 1.0, windows=6),
         deadline=deadline,
     )
