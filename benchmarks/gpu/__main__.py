@@ -141,7 +141,8 @@ class Results:
         """Put a part into the files, in the place of what they held of it."""
         self.rows = merge(self.rows, rows, [*CASES, *TINY])
         self.parts[part] = Status(complete, round(seconds, 1), self.card, self.versions, note)
-        write_rows(self.folder / "gpu.csv", self.rows)
+        if self.rows:
+            write_rows(self.folder / "gpu.csv", self.rows)
         write_status(self.folder / "gpu.json", self.parts, self.rows, describe_machine())
         plots.draw(self.rows, self.folder / "gpu.png")
 

@@ -44,7 +44,9 @@ def _full(role: str, name: str) -> Case:
     """A network as benchmarks/networks.py has it; captions are searched greedily and do not end."""
     kind, options, weights = full.CASES[name]
     if role == "captioner":
-        return Case(role, kind, Options(beams=1, max_tokens=TOKENS), lambda: without_end(weights()))
+        return Case(
+            role, kind, Options(beams=1, max_tokens=TOKENS, precision="fp16"), lambda: without_end(weights())
+        )
     return Case(role, kind, options, weights)
 
 
@@ -78,13 +80,13 @@ def tiny_cases(folder: Path) -> dict[str, Case]:
     for name, (sizes, _) in made.items():
         (folder / f"{name}.json").write_text(json.dumps(sizes))
 
-    def case(role: str, name: str, source: str, **options: int) -> Case:
+    def case(role: str, name: str, source: str, **options: Any) -> Case:
         return Case(role, name, Options(str(folder / f"{source}.json"), **options), lambda: made[source][1])
 
     cases = (
         case("clip_image", "clip-image", "clip"),
         case("clip_text", "clip-text", "clip"),
-        case("captioner", "git-base", "git", beams=1, max_tokens=6),
+        case("captioner", "git-base", "git", beams=1, max_tokens=6, precision="fp16"),
         case("background_remover", "isnet", "isnet"),
     )
     return dict(zip(TINY, cases, strict=True))

@@ -16,6 +16,7 @@ from onnx_ir.passes import common as passes
 
 from tercet.errors import ExportError
 from tercet_export import checkpoints
+from tercet_export.fused_attention import OPSET, TRANSLATION
 from tercet_export.gate import validate_half
 from tercet_export.precision import to_half
 from tercet_export.registry import Loaded, Network, Options, role_of
@@ -29,9 +30,9 @@ TRACED_BATCH = 3
 PRODUCER = "tercet"
 HALF_PRODUCER = "tercet fp16"
 
-# From this operator set on attention is one operator, which GPUs compute in one kernel. In fp32 it stays what
-# it is made of: engines of processors know that, and not all of them the operator.
-FUSED_ATTENTION = 23
+# The operator set of `Attention` has a MaxPool that ONNX Runtime's CUDA provider does not know (1.31): 33 of
+# IS-Net's layers went to the processor.
+WITHOUT_ATTENTION = ("background_remover",)
 
 # Protobuf cannot hold more in one file; a little is left for the graph itself.
 LARGEST_FILE = 2_000_000_000
@@ -104,8 +105,11 @@ def write_graph(
 ) -> int:
     """Trace the graph at batch 3 and write it, `half` for fp16; the number of its nodes.
 
-    `fused`: attention as one operator; by default if `half`.
+    `fused`: attention as one operator, which GPUs compute in one kernel; by default where there is any,
+    and `half`. In fp32 it stays what it is made of: processors' engines know that, and not all the operator.
     """
+    if fused is None:
+        fused = half and role.name not in WITHOUT_ATTENTION
     examples = role.example_inputs(loaded.sizes, loaded.details or {}, TRACED_BATCH)
     symbols = {symbol: torch.export.Dim(symbol) for symbol in role.dynamic}
     shapes = {
@@ -119,7 +123,8 @@ def write_graph(
                 tuple(torch.from_numpy(examples[tensor.name]) for tensor in role.inputs),
                 input_names=[tensor.name for tensor in role.inputs],
                 dynamic_shapes=tuple(shapes[tensor.name] for tensor in role.inputs),
-                opset_version=FUSED_ATTENTION if (half if fused is None else fused) else None,
+                opset_version=OPSET if fused else None,
+                custom_translation_table=TRANSLATION if fused else None,
                 dynamo=True,
                 optimize=True,
                 verbose=False,

@@ -29,7 +29,7 @@ LARGEST = float(np.finfo(np.float16).max)
 # Almost all of the work, and accumulated in fp32 by every runtime. (Attention's softmax is fp32 inside.)
 PRODUCTS = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 
-# Computed in fp32. LayerNormalization is not here: the operator itself does so (its `stash_type`), and gives the
+# Computed in fp32. LayerNormalization is not here: the operator itself does so (its `stash_type`), and gives
 # mean and deviation in fp32, which some of PyTorch's versions ask for.
 DELICATE = frozenset(
     {

@@ -37,12 +37,24 @@ class DecoderSizes:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, T, D) -> (B, heads, T, D / heads)."""
+    if is_one(x.shape[1]):
+        return x.reshape(-1, heads, 1, x.shape[2] // heads)
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """(B, heads, T, d) -> (B, T, heads * d)."""
+    if is_one(x.shape[2]):
+        return x.reshape(-1, 1, x.shape[1] * x.shape[3])
     return x.transpose(1, 2).flatten(2)
+
+
+def is_one(length: int | torch.SymInt) -> bool:
+    """Whether an axis has one entry in every run: moving it moves nothing, and the graph should say so.
+
+    On a GPU each transpose of a step is a kernel, and a greedy step decodes one token.
+    """
+    return isinstance(length, int) and length == 1
 
 
 class AddAndNorm(nn.Module):

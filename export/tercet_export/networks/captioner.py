@@ -110,6 +110,7 @@ def captioner(
         search,
         beams=options.beams or search.beams,
         max_tokens=options.max_tokens or search.max_tokens,
+        sort=options.precision == "fp16",
     )
     if max_positions is not None and search.positions > max_positions:
         raise ExportError(

@@ -16,7 +16,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.transformer import TextTransformer, text_global_pool
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, text_global_pool
 from torch import Tensor, nn
 
 from tercet.errors import CheckpointError, ExportError
@@ -29,6 +29,7 @@ from tercet_export.networks.clip_architecture import (
     find_preprocess,
     tokenizer_details,
 )
+from tercet_export.networks.clip_vision import VisionAttention
 from tercet_export.registry import Loaded, Options, Preprocessing, register
 
 # Biases, norms and, of most, the text's positions: enough to tell two trainings apart, and read in no time.
@@ -149,6 +150,32 @@ def clip_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+class BlockAttention(VisionAttention):
+    """What open_clip's blocks call as nn.MultiheadAttention, with that one's weights."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        with torch.device("meta"):
+            super().__init__(attention.embed_dim, attention.num_heads)
+        self.load_state_dict(attention.state_dict(), assign=True)
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool, attn_mask: Tensor | None
+    ) -> tuple[Tensor, None]:
+        """The attention of (B, N, D) to itself, and no weights."""
+        return super().forward(query, attn_mask), None
+
+
+def plain_attention(tower: nn.Module) -> None:
+    """Replace nn.MultiheadAttention in open_clip's blocks.
+
+    That one puts batch and heads into one axis, which no exporter takes apart again: 200 operations of a
+    graph of 600 turn tensors round.
+    """
+    for block in list(tower.modules()):
+        if isinstance(block, ResidualAttentionBlock) and isinstance(block.attn, nn.MultiheadAttention):
+            block.attn = BlockAttention(block.attn).requires_grad_(False)
+
+
 class ImageTower(nn.Module):
     """The `clip_image` graph around a visual tower that takes normalised pictures."""
 
@@ -231,6 +258,7 @@ def load_image(checkpoint: Path, options: Options) -> Loaded:
     """The visual tower; preprocessing as the weights were trained with, as far as anything tells."""
     network, architecture = load_network(checkpoint, options)
     visual, name = network.visual, architecture.name
+    plain_attention(visual)
     size = visual.image_size
     height, width = size if isinstance(size, tuple | list) else (size, size)
     preprocess = find_preprocess(architecture, checkpoint)
@@ -260,6 +288,7 @@ def load_text(checkpoint: Path, options: Options) -> Loaded:
     """The text tower, and how `tokenize_text` must prepare its tokens."""
     network, architecture = load_network(checkpoint, options)
     tower = network.text if isinstance(network, CustomTextCLIP) else network
+    plain_attention(tower.transformer)
     length, width = int(tower.context_length), int(tower.token_embedding.embedding_dim)
     tokenizer = tokenizer_details(architecture, int(tower.vocab_size))
     custom = isinstance(tower, TextTransformer)

@@ -36,11 +36,11 @@ class VisionAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D); `mask` f32 (N, N) is added to the products of queries and keys."""
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, N, 3 D)
         queries, keys, values = (split_heads(part, self.heads) for part in projected.chunk(3, dim=-1))
-        return self.out_proj(merge_heads(F.scaled_dot_product_attention(queries, keys, values)))
+        return self.out_proj(merge_heads(F.scaled_dot_product_attention(queries, keys, values, mask)))
 
 
 class VisionBlock(nn.Module):
