@@ -124,8 +124,8 @@ def export(loaded: Loaded, case: Case, folder: Path, name: str) -> tuple[Path, P
     """Write the fp16 graph and that with unfused attention, unless they are there; the gate comes later."""
     files = folder / f"{name}.fp16.onnx", folder / f"{name}.unfused.fp16.onnx"
     folder.mkdir(parents=True, exist_ok=True)
-    for file, fused in zip(files, (True, False), strict=True):
-        if file.exists() or (not fused and case.role not in TRANSFORMERS):
+    for file, fused in zip(files, (None, False), strict=True):
+        if file.exists() or (file != files[0] and case.role not in TRANSFORMERS):
             continue
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             made = Path(temporary) / file.name

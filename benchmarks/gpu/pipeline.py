@@ -69,13 +69,14 @@ def measure(folder: Path, repository: Path, device: str, load: Load) -> tuple[li
     ):
         described: dict[str, Any] = {**describe_server(asked, client), "variant": variant}
         plan = Plan(load.targets, load.concurrency)
+        facts = {"source": inputs.source, "pictures": len(inputs.pictures), "texts": len(inputs.texts)}
         for point in run(asked, plan, inputs, load.settings):
             print(f"{point.target}, {point.load:g} at once: {point.throughput:.4g}/s", flush=True)
-            points.append(point)
+            points.append(point)  # and kept at once: a lent machine may be gone before the last one
+            made = Report(describe_machine(), described, facts, load.settings, tuple(points))
+            report.write(made, folder)
             if time.time() > load.deadline:
                 break
-    facts = {"source": inputs.source, "pictures": len(inputs.pictures), "texts": len(inputs.texts)}
-    report.write(Report(describe_machine(), described, facts, load.settings, tuple(points)), folder)
     plots.draw(points, folder)
     log.unlink(missing_ok=True)
     return points, len(points) == len(load.targets) * len(load.concurrency)

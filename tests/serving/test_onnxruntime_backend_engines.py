@@ -37,6 +37,40 @@ def config_of(parameters: dict[str, str], **fields: Any) -> dict[str, Any]:
     return {"parameters": {name: {"string_value": value} for name, value in parameters.items()}, **fields}
 
 
+def batch_seen() -> onnx.ModelProto:
+    """Two outputs for each row: the row, and of how many rows the graph was run."""
+    nodes = [
+        helper.make_node("Identity", ["x"], ["y"]),
+        helper.make_node("Shape", ["x"], ["count"], start=0, end=1),
+        helper.make_node("Cast", ["count"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "number"], ["seen"]),
+    ]
+    row = (TensorProto.FLOAT, ("batch", 1))
+    return graph(nodes, {"x": row}, {"y": row, "seen": row}, {"zero": np.zeros(1, np.float32)})
+
+
+def test_fixed_batch_sizes_fill_batches_up_and_answer_only_what_was_asked(
+    backend: ModuleType, tmp_path: Path
+) -> None:
+    file = write_model(tmp_path, "seen", batch_seen())
+    config = config_of({"fixed_batch_sizes": "1,2,5"}, max_batch_size=5)
+    fixed = backend.OnnxRuntimeGraph(file, config, "CPU", "0")
+    free = backend.OnnxRuntimeGraph(file, config_of({}, max_batch_size=5), "CPU", "0")
+    for rows, seen in ((1, 1), (2, 2), (3, 5), (4, 5), (5, 5)):
+        x = np.arange(rows, dtype=np.float32)[:, None]
+        y, number = fixed.run(["y", "seen"], {"x": x})
+        np.testing.assert_array_equal(y, x)
+        np.testing.assert_array_equal(number, np.full_like(x, seen))
+        np.testing.assert_array_equal(free.run(["seen"], {"x": x})[0], np.full_like(x, rows))
+
+
+@pytest.mark.parametrize("sizes", ["", "1,two,8", "8,1", "0,8", "1,1,8", "1,2,4", "1,16"])
+def test_fixed_batch_sizes_that_make_no_sense_are_refused(backend: ModuleType, sizes: str) -> None:
+    with pytest.raises(refusal(), match="fixed_batch_sizes"):
+        backend.batch_sizes(config_of({"fixed_batch_sizes": sizes}, max_batch_size=8))
+
+
 def test_session_options_follow_the_parameters(backend: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     options = backend.session_options(
         config_of(

@@ -150,11 +150,20 @@ def test_a_variant_differs_in_scheduling_alone(file: Path) -> None:
     assert variant == original
 
 
+def test_fixed_batch_sizes_end_with_the_largest_batch() -> None:
+    for file in VARIANTS:
+        variant = parse(file)
+        if "fixed_batch_sizes" in variant.parameters:
+            sizes = variant.parameters["fixed_batch_sizes"].string_value
+            assert int(sizes.split(",")[-1]) == variant.max_batch_size, file
+
+
 @pytest.mark.parametrize("model", sorted({file.relative_to(REPOSITORY).parts[0] for file in VARIANTS}))
 def test_tensorrt_is_the_variant_for_gpus_and_an_accelerator_for_batches_that_are_served(model: str) -> None:
     tensorrt, gpu = (parse(REPOSITORY / model / "configs" / f"{name}.pbtxt") for name in ("tensorrt", "gpu"))
     accelerators = list(tensorrt.optimization.execution_accelerators.gpu_execution_accelerator)
     tensorrt.ClearField("optimization")
+    gpu.parameters.pop("fixed_batch_sizes", None)  # of the embedded server, which has no TensorRT
     assert tensorrt == gpu
     assert bool(accelerators) == (model in ("background_remover", "clip_image"))
     for accelerator in accelerators:

@@ -20,6 +20,7 @@ from backend_configuration import (
 
 INITIALIZERS = "session.use_device_allocator_for_initializers"
 SHRINKAGE = "memory.enable_memory_arena_shrinkage"
+BATCH_SIZES = "fixed_batch_sizes"
 PACKAGES = {
     "CUDAExecutionProvider": "onnxruntime-gpu",
     "TensorrtExecutionProvider": "onnxruntime-gpu",
@@ -190,6 +191,27 @@ def create_session(file: Path, options: Any, providers: list[tuple[str, dict[str
     return session
 
 
+def batch_sizes(config: dict[str, Any]) -> list[int]:
+    """Return the batch sizes that a graph is opened for, of the parameter `fixed_batch_sizes`; none: for any.
+
+    The CUDA provider prepares each convolution for its input's shape and forgets it at the next shape
+    (microsoft/onnxruntime#23006): with batches of changing size IS-Net spends most of its time on that. Each
+    size has a session of its own here, and smaller batches are filled up. The C++ backend reads no such
+    parameter.
+    """
+    text = parameter(config, BATCH_SIZES)
+    if text is None:
+        return []
+    sizes = [int(size) for size in text.split(",") if size.strip().isdecimal()]
+    largest = int(config["max_batch_size"])
+    require(
+        bool(sizes) and len(sizes) == text.count(",") + 1 and sizes[0] > 0 and sizes == sorted(set(sizes)),
+        f"parameter {BATCH_SIZES} must be rising numbers such as 1,2,4,8, not '{text}'",
+    )
+    require(sizes[-1] == largest, f"parameter {BATCH_SIZES} must end with max_batch_size {largest}: '{text}'")
+    return sizes
+
+
 class OnnxRuntimeGraph:
     """A graph opened with the onnxruntime package.
 
@@ -203,14 +225,24 @@ class OnnxRuntimeGraph:
         providers = execution_providers(config, kind, device)
         options = session_options(config)
         spare_half_precision(file, options, providers)
-        self.session = create_session(file, options, providers)
-        self.inputs = {node.name: node for node in self.session.get_inputs()}
-        self.optional = {node.name: node for node in self.session.get_overridable_initializers()}
-        self.outputs = {node.name: node for node in self.session.get_outputs()}
+        self.sessions = {
+            size: create_session(file, options, providers) for size in batch_sizes(config) or [0]
+        }
+        session = next(iter(self.sessions.values()))
+        self.inputs = {node.name: node for node in session.get_inputs()}
+        self.optional = {node.name: node for node in session.get_overridable_initializers()}
+        self.outputs = {node.name: node for node in session.get_outputs()}
         self.run_options = onnxruntime.RunOptions()
         if shrinkage := parameter(config, SHRINKAGE):
             self.run_options.add_run_config_entry(SHRINKAGE, shrinkage)
 
     def run(self, names: Sequence[str], feed: Feed) -> list[np.ndarray]:
         """Return the outputs of these names."""
-        return self.session.run(names, feed, self.run_options)
+        if (anything := self.sessions.get(0)) is not None:
+            return anything.run(names, feed, self.run_options)
+        rows = len(next(iter(feed.values())))
+        size = next(size for size in self.sessions if size >= rows)
+        if size > rows:
+            last = np.zeros(size - rows, np.intp) + rows - 1
+            feed = {name: np.concatenate([array, array[last]]) for name, array in feed.items()}
+        return [array[:rows] for array in self.sessions[size].run(names, feed, self.run_options)]
