@@ -41,7 +41,12 @@ if [ -n "$download" ]; then
     exit
 fi
 
-"$python" -m venv --clear ${system:+--system-site-packages} "$environment"
+"$python" -m venv --clear "$environment"
+if [ -n "$system" ]; then
+    # Not --system-site-packages, which misses the packages of a Python that is a virtual environment itself.
+    packages=$("$environment/bin/python" -c 'import site; print(site.getsitepackages()[0])')
+    "$python" -c 'import site; print(*site.getsitepackages(), sep="\n")' > "$packages/system.pth"
+fi
 # The file lists everything: pip resolves nothing, and takes onnxruntime-gpu for the onnxruntime that others name.
 install=("$environment/bin/python" -m pip install --disable-pip-version-check --no-deps)
 [ -z "$wheels" ] || install+=(--no-index --find-links "$wheels")
