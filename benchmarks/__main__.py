@@ -87,7 +87,7 @@ PARTS: Mapping[str, tuple[str, Arguments]] = {
     "repeats": ("a reference asked again", module("repeats", "{out}/repeats.csv")),
     "growth": (
         "by size of pictures and length of texts",
-        module("growth", "{out}/growth.csv", "{out}/growth.png", "--rounds", "2", "--seconds", "1.5"),
+        module("growth", "{out}/growth.csv", "{out}/growth.png", "--rounds", "1", "--seconds", "1.5"),
     ),
 }
 LONGER: Mapping[str, tuple[str, Arguments]] = {

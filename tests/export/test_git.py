@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -152,6 +153,27 @@ def test_exported_graph_searches_as_torch_does(
     assert len({tuple(row) for row in token_ids}) > 1
     ended = np.cumsum(token_ids == GIT_SIZES.end, axis=1) > 0
     assert (token_ids[ended] == GIT_SIZES.end).all()
+
+
+@pytest.mark.parametrize(
+    ("precision", "used", "unused"), [("fp32", "ReduceMax", "TopK"), ("fp16", "TopK", "ReduceMax")]
+)
+def test_greedy_search_reduces_in_full_and_sorts_in_half(
+    precision: str, used: str, unused: str, official: Tensors, arch: str, tmp_path: Path
+) -> None:
+    """Each is many times as fast as the other where it is used; see `SearchOptions.sort`."""
+    official["textual.output.bias"] = torch.linspace(0, 8, GIT_SIZES.vocabulary)  # no near ties in fp16
+    output = tmp_path / "model.onnx"
+    options = Options(arch=arch, beams=1, precision=precision)
+    export_network(network("git-base"), saved(official, tmp_path), output, options)
+    over_words = {
+        node.op_type
+        for node in onnx_ir.load(output).graph.all_nodes()
+        if node.inputs and node.inputs[0] is not None and node.inputs[0].shape
+        if node.inputs[0].shape[-1] == GIT_SIZES.vocabulary
+    }
+    assert used in over_words
+    assert unused not in over_words
 
 
 @pytest.mark.parametrize(
