@@ -20,6 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.cases import CASES
+from benchmarks.gpu.device import NoDevice, check_device
 from benchmarks.gpu.engines import ENGINES, Runner
 from benchmarks.gpu.network import Settings, make_inputs, open_subject, rows_of
 from benchmarks.rows import write_rows
@@ -52,6 +53,10 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32], metavar="N")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "tercet" / "gpu")
     arguments = parser.parse_args()
+    try:
+        check_device("cuda")
+    except NoDevice as error:
+        raise SystemExit(f"error: {error}") from None
     graphs = str(arguments.cache / "graphs")
     settings = Settings("cuda", tuple(arguments.engines), tuple(arguments.batches), 1, 0.0, 0.0, graphs)
     found: list[Kernel] = []

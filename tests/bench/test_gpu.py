@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from benchmarks.gpu import device, engines, pipeline, plots
+from benchmarks.gpu import device, engines, kernels, pipeline, plots
 from benchmarks.gpu.__main__ import Results, main
 from benchmarks.gpu.cases import CASES, TINY, load, tiny_cases, transformers_git
 from benchmarks.gpu.measure import MatrixRate, Times, ratios, take_turns
@@ -232,6 +232,25 @@ def test_without_a_gpu_it_says_what_it_needs(tmp_path: Path, monkeypatch: pytest
     ):
         device.check_device("cuda")
     device.check_device("cpu")
+
+
+def test_kernels_are_summed_up_beside_the_run_and_the_longest_are_shown() -> None:
+    of = [kernels.Kernel("clip", "torch", 8, f"kernel {n}", n, 0.5 / n, 4.0) for n in range(1, 20)]
+    title, *shown = kernels.describe(of, most=3).splitlines()
+    assert title == "clip, torch, batch 8: 4.000 ms a run, 1.774 ms of kernels, 190 starts"
+    assert [line.split(" x ")[1] for line in shown] == ["kernel 1", "kernel 2", "kernel 3"]
+
+
+def test_kernels_without_a_gpu_say_what_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["kernels", str(tmp_path / "kernels.csv")])
+    with pytest.raises(SystemExit, match="there is no NVIDIA GPU"):
+        kernels.main()
+
+
+def test_a_pipeline_without_networks_is_kept(tmp_path: Path) -> None:
+    Results(tmp_path, "card", "versions").keep("pipeline", [], True, 1.0, "")
+    assert Results(tmp_path, "card", "versions").has("pipeline")
 
 
 def test_the_pipeline_is_measured_as_tercet_bench_does(tiny_repository: Path, tmp_path: Path) -> None:
