@@ -30,8 +30,8 @@ TRACED_BATCH = 3
 PRODUCER = "tercet"
 HALF_PRODUCER = "tercet fp16"
 
-# No others: the operator set of `Attention` has a MaxPool for which ONNX Runtime's CUDA provider (1.31) has no
-# kernel, and 33 of IS-Net's layers went to the processor.
+# No others: the operator set of `Attention` has a MaxPool that the CUDA provider of ONNX Runtime 1.31 has not.
+# So 33 of IS-Net's layers went to the processor.
 WITH_ATTENTION = ("captioner", "clip_image", "clip_text")
 
 # Protobuf cannot hold more in one file; a little is left for the graph itself.
