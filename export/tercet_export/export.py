@@ -30,7 +30,7 @@ TRACED_BATCH = 3
 PRODUCER = "tercet"
 HALF_PRODUCER = "tercet fp16"
 
-# No others: the operator set of `Attention` has a MaxPool that the CUDA provider of ONNX Runtime 1.31 has not.
+# No others: the operator set of `Attention` has a MaxPool that ONNX Runtime 1.31 has no CUDA kernel for.
 # So 33 of IS-Net's layers went to the processor.
 WITH_ATTENTION = ("captioner", "clip_image", "clip_text")
 
