@@ -195,8 +195,8 @@ def batch_sizes(config: dict[str, Any]) -> list[int]:
     """Return the batch sizes that a graph is opened for, of the parameter `fixed_batch_sizes`; none: for any.
 
     The CUDA provider prepares each convolution for its input's shape and forgets it at the next shape
-    (microsoft/onnxruntime#23006): with batches of changing size IS-Net spends most of its time on that. Each
-    size has a session of its own here, and smaller batches are filled up. The C++ backend reads no such
+    (microsoft/onnxruntime#23006), which is what IS-Net under load seems to spend its time on (docs/gpu.md).
+    Each size has a session of its own here, and smaller batches are filled up. The C++ backend reads no such
     parameter.
     """
     text = parameter(config, BATCH_SIZES)
