@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.cases import transformers_git
 from tercet.server.repository import read_configuration
 from tercet.server.runtime import BACKEND
+from tercet_export.export import WITH_ATTENTION
 from tercet_export.networks.background_remover import Remover
 from tercet_export.networks.captioner import Captioner
 from tercet_export.registry import Loaded
@@ -333,11 +334,10 @@ CAPTIONER, REMOVER = frozenset({"captioner"}), frozenset({"background_remover"})
 STRAIGHT = frozenset(ROLES) - CAPTIONER
 # Nor have ONNX Runtime's for texts, of which a batch's longest decides what is computed.
 FIXED = STRAIGHT - {"clip_text"}
-TRANSFORMERS = frozenset(ROLES) - REMOVER
 
 ENGINES: Mapping[str, Engine] = {
     "onnxruntime": Engine(OnnxRuntimeRunner),
-    "onnxruntime-unfused": Engine(partial(OnnxRuntimeRunner, fused=False), TRANSFORMERS),
+    "onnxruntime-unfused": Engine(partial(OnnxRuntimeRunner, fused=False), frozenset(WITH_ATTENTION)),
     "onnxruntime-graphs": Engine(
         partial(OnnxRuntimeRunner, cuda={"enable_cuda_graph": "1"}, fixed=True), FIXED, missing=_needs_cuda
     ),

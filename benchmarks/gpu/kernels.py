@@ -93,8 +93,9 @@ def of_runs(runner: Runner) -> list[tuple[str, float, float, float]]:
         for _ in range(RUNS):
             runner.run()
         torch.cuda.synchronize()
+    run = median(times)
     kernels = [
-        (event.key, event.count / RUNS, event.device_time_total / 1e3 / RUNS, median(times))
+        (event.key, event.count / RUNS, event.device_time_total / 1e3 / RUNS, run)
         for event in profiler.key_averages()
         if event.device_time_total
     ]

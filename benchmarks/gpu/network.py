@@ -22,20 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.cases import CASES, Case, load, tiny_cases
 from benchmarks.gpu.device import card, describe_versions, driver, load_average, memory_in_use
-from benchmarks.gpu.engines import (
-    BASELINE,
-    ENGINES,
-    TRANSFORMERS,
-    Arrays,
-    Runner,
-    Subject,
-    out_of_memory,
-)
+from benchmarks.gpu.engines import BASELINE, ENGINES, Arrays, Runner, Subject, out_of_memory
 from benchmarks.gpu.measure import MatrixRate, Times, ratios, take_turns
 from benchmarks.gpu.results import MEASURED, Row
 from tercet.server.engines.examples import ROWS, make_examples
 from tercet.server.engines.gate import measure_distances, refusal
-from tercet_export.export import quiet, write_graph
+from tercet_export.export import WITH_ATTENTION, quiet, write_graph
 from tercet_export.registry import Loaded
 from tercet_export.roles import ROLES
 
@@ -125,7 +117,7 @@ def export(loaded: Loaded, case: Case, folder: Path, name: str) -> tuple[Path, P
     files = folder / f"{name}.fp16.onnx", folder / f"{name}.unfused.fp16.onnx"
     folder.mkdir(parents=True, exist_ok=True)
     for file, fused in zip(files, (None, False), strict=True):
-        if file.exists() or (file != files[0] and case.role not in TRANSFORMERS):
+        if file.exists() or (fused is False and case.role not in WITH_ATTENTION):
             continue
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             made = Path(temporary) / file.name

@@ -97,9 +97,7 @@ def test_tritons_split_adds_up(measured: tuple[Path, str, str]) -> None:
         mean = point["latency"]["mean"]
         assert inside + point["outside"] == pytest.approx(mean)
         # A step's answer is on its way before Triton has stopped counting the step.
-        assert 0.05 * mean < inside < 1.5 * mean, (
-            "the client's own part grows where others use the processors"
-        )
+        assert 0.2 * mean < inside < 1.5 * mean
         for stage in point["stages"]:
             assert stage["requests"] == pytest.approx(1, abs=0.25)
             assert 1 <= stage["batch"] <= max(point["load"], 16)

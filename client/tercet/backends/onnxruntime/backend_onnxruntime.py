@@ -243,6 +243,6 @@ class OnnxRuntimeGraph:
         rows = len(next(iter(feed.values())))
         size = next(size for size in self.sessions if size >= rows)
         if size > rows:
-            last = np.zeros(size - rows, np.intp) + rows - 1
-            feed = {name: np.concatenate([array, array[last]]) for name, array in feed.items()}
+            filled = np.minimum(np.arange(size), rows - 1)
+            feed = {name: array[filled] for name, array in feed.items()}
         return [array[:rows] for array in self.sessions[size].run(names, feed, self.run_options)]
