@@ -83,7 +83,7 @@ PARTS: Mapping[str, tuple[str, Arguments]] = {
             *("--folder", str(CACHE / "galleries")),
         ),
     ),
-    "indexing": ("10,000 files into an index", module("indexing", "{out}/indexing.csv", "--seconds", "3")),
+    "indexing": ("10,000 files into an index", module("indexing", "{out}/indexing.csv", "--seconds", "2")),
     "repeats": ("a reference asked again", module("repeats", "{out}/repeats.csv")),
     "growth": (
         "by size of pictures and length of texts",

@@ -44,9 +44,9 @@ CASES = (
     ("greedy", 1, 1, 5),
     ("greedy", 1, 8, 5),
     ("greedy", 1, 32, 2),
-    ("4 beams", 4, 8, 2),
+    ("4 beams", 4, 2, 2),
 )
-TOKENS, LENGTHS, ROUNDS = 20, (0, 10, 20, 40), 5
+TOKENS, LENGTHS, ROUNDS = 20, (0, 20, 40), 5
 BATCH, MORE, ROWS = 8, 16, 32
 PARTS = (ONNXRUNTIME, BF16)  # the engines that are taken apart
 ONCE = {"vision": "vision encoder", "once": "all that is done once"}

@@ -30,15 +30,13 @@ from tercet.bench.ceilings import DECODER, SEARCH, Ceiling, write_ceilings
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.bench.processes import describe_machine
 from tercet.server.engines import choice
+from tercet.server.engines.choice import Trial
 from tercet.server.engines.networks import find_networks, is_installed, measure_engines
 from tercet.server.runtime import BACKEND, processors
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 LONGEST_RUN = 2.0
 """Seconds that one run may take before larger batches are left out."""
-PROBED = 4
-"""Rows of the batch that engines are compared with."""
-
 GALLERY = 10_000
 SIDE = 2048
 """Of the matrices whose product tells the processors' rate."""
@@ -145,8 +143,7 @@ def measure(
         model = repository / step / "1" / "model.onnx"
         if step in steps and model.exists() and all(name in have for name in names):
             feed = {name: have[name] for name in names}
-            passing = [engine for engine in engines if engine not in refused(repository, step)]
-            best = quickest(model, feed, passing, seconds)
+            best = quickest(repository, step, engines)
             yield max(networks(step, model, feed, best, seconds), key=lambda row: row.per_second)
     if DECODER in steps:
         known = {"view_box", *geometries(repository, manifest)}
@@ -157,21 +154,11 @@ def measure(
         yield searching(manifest["roles"]["clip_image"]["embedding_dimension"], seconds)
 
 
-def refused(repository: Path, step: str) -> set[str]:
-    """The engines whose answers for a network are too far from fp32's."""
+def quickest(repository: Path, step: str, engines: list[str]) -> str:
+    """The fastest of `engines` that answers as fp32 does, by the server's own trials."""
     measured = measure_engines(repository, find_networks(repository, [step]), print) if is_installed() else {}
-    return {trial.engine for trial in measured.get(step, ()) if trial.refused is not None}
-
-
-def quickest(model: Path, feed: Feed, engines: list[str], seconds: float) -> str:
-    """The engine that does most with a small batch on all processors: it alone is tried at every setting."""
-    rows = {key: repeated(values, PROBED) for key, values in feed.items()}
-    rates = {}
-    for name in engines:
-        if importlib.util.find_spec(ENGINES[name].package) is not None:
-            run = ENGINES[name].open(model, processors(), 1)
-            rates[name] = calls_per_second(partial(run, rows), 1, seconds)
-    return max(rates, key=lambda name: rates[name])
+    trials = [trial for trial in measured.get(step, ()) if trial.refused is None and trial.engine in engines]
+    return max(trials, key=lambda trial: trial.speedup, default=Trial(choice.ONNXRUNTIME)).engine
 
 
 def networks(step: str, model: Path, feed: Feed, engine: str, seconds: float) -> Iterator[Ceiling]:

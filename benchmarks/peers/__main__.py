@@ -253,13 +253,14 @@ def queries(
     print(f"researcher: cosine with Tercet's queries at least {cosine:.5f}", flush=True)
     rows: list[Round] = []
     scripts: list[Any] = [("researcher", 1, sys.maxsize), ("researcher batched", QUERY_CLIENTS, 1)]
-    for clients in (1, QUERY_CLIENTS):
+    # Of eight, each waits for five seconds.
+    for clients, longer in ((1, 1.0), (QUERY_CLIENTS, 1.5)):
         systems = [System(OURS, partial(query_target, tercet, inputs, clients), tercet, 1.0)]
         for name, batch, most in scripts:
             if batch <= clients:
                 load_on = partial(ResearcherTarget, name, researcher, batch)
                 systems.append(System(name, load_on, None, cosine, most))
-        load = Load(clients, min(2.0, arguments.seconds), 2 * arguments.seconds)
+        load = Load(clients, longer * min(2.0, arguments.seconds), longer * 2 * arguments.seconds)
         rows += taking_turns("small lineup", QUERY, load, systems, everyone, arguments.rounds)
     return rows
 

@@ -42,25 +42,25 @@ class Measured:
 
 
 def measure(target: Target, load: Load, server: Running | None, timeout: float) -> Measured:
-    """Throughput and latency of `target`; at least one answer is waited for within the window and before it,
-    where there is a warm-up."""
+    """Throughput and latency of `target`; without a warm-up, of a script in this process.
+
+    A window begins and ends with an answer: servers give them by the batch, and of few seconds' answers one
+    batch more or less may be a third.
+    """
     family: Sequence[int] = processes.tree(server.process.pid) if server else [os.getpid()]
     loop = ClosedLoop(target, load.clients)
     loop.start()
     try:
         if load.warm_up:
-            wait(loop, load.warm_up, timeout)
+            time.sleep(load.warm_up)
+            next_answer(loop, timeout)
             loop.take()
         started, used, busy = time.perf_counter(), processes.cpu_seconds(family), busy_seconds()
         own = time.process_time()
-        if load.warm_up:
-            wait(loop, load.seconds, timeout)
-        else:  # what began with the first request ends with an answer: of few, a part of one more matters
-            time.sleep(load.seconds)
-            loop.stop(0.0)  # nobody asks again; a script in this process is not waited for, but for an answer
-            seen = loop.waiting()
-            while loop.waiting() == seen and time.perf_counter() - started < timeout:
-                time.sleep(0.01)
+        time.sleep(load.seconds)
+        if not load.warm_up:
+            loop.stop(0.0)  # nobody asks again: the script would compute on in the next one's turn
+        next_answer(loop, timeout)
         answers, _, _ = loop.take()
         elapsed = time.perf_counter() - started
         used = processes.cpu_seconds(family) - used
@@ -91,8 +91,8 @@ def busy_seconds() -> float:
     return sum(map(int, (user, nice, system, *interrupts))) / os.sysconf("SC_CLK_TCK")
 
 
-def wait(loop: ClosedLoop, seconds: float, timeout: float) -> None:
-    """So long, and longer until something was answered, but not past the timeout."""
-    started = time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < seconds or (not loop.waiting() and elapsed < timeout):
-        time.sleep(0.01)
+def next_answer(loop: ClosedLoop, timeout: float) -> None:
+    """Wait for it, so many seconds at most."""
+    latest, seen = time.perf_counter() + timeout, loop.waiting()
+    while loop.waiting() == seen and time.perf_counter() < latest:
+        time.sleep(0.001)

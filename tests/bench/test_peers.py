@@ -5,7 +5,9 @@ import json
 import os
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import SimpleQueue
 
 import numpy as np
 import open_clip
@@ -152,6 +154,33 @@ def test_load_over_http_counts_answers_and_failures():
     assert measured.p50_ms > 0
     assert 0 <= measured.others <= os.cpu_count()
     assert measured.throughput == pytest.approx(measured.answers / 0.5, rel=0.5)
+
+
+def test_windows_hold_whole_batches():
+    period, batch = 0.25, 4
+
+    class Batches:
+        """Answers four requests at once, every quarter of a second."""
+
+        name = "batches"
+
+        def __init__(self):
+            self.waiting = SimpleQueue()
+            threading.Thread(target=self.run, daemon=True).start()
+
+        def send(self, number, done):
+            self.waiting.put(done)
+
+        def run(self):
+            while True:
+                answered = [self.waiting.get() for _ in range(batch)]
+                time.sleep(period)
+                for done in answered:
+                    done(None)
+
+    measured = measuring.measure(Batches(), measuring.Load(batch, 0.1, 1.9 * period), None, 5.0)
+    # A window of just so many seconds would have one batch of them or two: 8 or 17 a second.
+    assert measured.throughput == pytest.approx(batch / period, rel=0.25)
 
 
 def test_both_layouts_of_clip_give_the_same_embeddings(monkeypatch):
