@@ -167,6 +167,8 @@ def measure_network(
             row = Row(**line["row"])
             rows.append(row)
             numbers = f"{row.per_second:10.4g}/s  {row.ratio:6.3g} times {row.beside}, {row.verdict}"
+            if row.on_processor:
+                numbers += f"; ON THE PROCESSOR: {row.on_processor}"
             print(
                 f"{name}, {row.batch:3d}: {row.engine:22} {numbers if row.runs else row.status}", flush=True
             )

@@ -117,8 +117,12 @@ class Runner(Protocol):
     def outputs(self) -> dict[str, np.ndarray]:
         """What the last run gave, by name; not necessarily all of the role's outputs."""
 
+    def on_processor(self) -> str:
+        """Which operators that compute have no kernel on the card, as `33 MaxPool`."""
+        return ""
 
-class OnnxRuntimeRunner:
+
+class OnnxRuntimeRunner(Runner):
     """The exported graph in ONNX Runtime, by the configuration that the server has for the device.
 
     `cuda` are options of the CUDA provider in place of the configured ones. With `fixed` a session is opened
@@ -181,6 +185,10 @@ class OnnxRuntimeRunner:
         """See `Runner`."""
         return {name: value.numpy() for name, value in self.results.items()}
 
+    def on_processor(self) -> str:
+        """See `Runner`."""
+        return backend.left_on_processor(self.session)
+
     def _open(self, sizes: Mapping[str, int]) -> Any:
         options = backend.session_options(self.config)
         backend.spare_half_precision(self.graph, options, self.providers)
@@ -190,7 +198,7 @@ class OnnxRuntimeRunner:
         return backend.create_session(self.graph, options, self.providers)
 
 
-class TorchRunner:
+class TorchRunner(Runner):
     """A PyTorch module, compiled if `compiled` (options of torch.compile) is given."""
 
     def __init__(self, subject: Subject, compiled: Mapping[str, Any] | None = None) -> None:
@@ -224,7 +232,7 @@ class TorchRunner:
         return {name: found.cpu().numpy() for name, found in zip(names, self.found, strict=True)}
 
 
-class GenerateRunner:
+class GenerateRunner(Runner):
     """transformers' GIT with the captioner's weights, in fp16, and its `generate`."""
 
     def __init__(self, subject: Subject) -> None:

@@ -253,7 +253,8 @@ def timed_row(about: Row, times: Times, beside: Mapping[int, float], matrix: Map
 
 
 def gated(row: Row, runner: Runner, wanted: Arrays) -> Row:
-    """The row with how far the outputs of the last run are from fp32, and whether that is accepted."""
+    """The row with how far the outputs of the last run are from fp32, whether that is accepted, and whether
+    all of it ran on the card."""
     found = runner.outputs()
     expected = {name: wanted[name] for name in found}
     distances = measure_distances(expected, found)
@@ -262,6 +263,7 @@ def gated(row: Row, runner: Runner, wanted: Arrays) -> Row:
         distance=max(distances.values()),
         compared=len(next(iter(found.values()))),
         verdict=refusal(expected, distances) or "passes",
+        on_processor=runner.on_processor(),
     )
 
 

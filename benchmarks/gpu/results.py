@@ -22,7 +22,8 @@ class Row:
     `tflops` is what was done of it a second and `share` that by the fp16 matrix product's rate in the same
     round (`matrix_tflops`). `distance` is the farthest output from fp32 on the same device, over `compared`
     rows, and `verdict` whether the gate accepts it. `memory_mb` is what the device had in use afterwards, by
-    all engines that were open.
+    all engines that were open. `on_processor`: which operators that compute ONNX Runtime has no kernel for on
+    the card, as `33 MaxPool`; a row with any is slow for that reason.
     """
 
     network: str
@@ -50,6 +51,7 @@ class Row:
     driver: str = ""
     versions: str = ""
     load_average: float = 0.0
+    on_processor: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,10 @@ from tercet.bench.values import Target
 __all__ = ["Load", "Measured", "measure"]
 
 
+OF_A_BATCH = 0.05
+"""Seconds within which the answers to one batch arrive."""
+
+
 @dataclass(frozen=True)
 class Load:
     """So many clients, measured for so long after so long; seconds."""
@@ -92,7 +96,8 @@ def busy_seconds() -> float:
 
 
 def next_answer(loop: ClosedLoop, timeout: float) -> None:
-    """Wait for it, so many seconds at most."""
+    """Wait for it, so many seconds at most, and for the others of its batch."""
     latest, seen = time.perf_counter() + timeout, loop.waiting()
     while loop.waiting() == seen and time.perf_counter() < latest:
         time.sleep(0.001)
+    time.sleep(OF_A_BATCH)

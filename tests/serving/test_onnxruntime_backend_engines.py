@@ -332,6 +332,23 @@ def test_a_gpu_provider_that_is_not_installed_is_no_silent_fallback(
         backend.create_session(file, backend.session_options({}), providers)
 
 
+def test_what_a_card_leaves_to_the_processor_is_told(
+    backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers = [("CPUExecutionProvider", {})]
+    file = write_model(tmp_path, "network", network())
+    session = backend.create_session(file, backend.session_options({}), providers)
+    assert backend.left_on_processor(session) == ""  # there is no card
+    monkeypatch.setattr(backend, "NVIDIA", {"CPUExecutionProvider"})
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    with pytest.warns(UserWarning, match=r"model.onnx: 4 MatMul run on the processor: .* no CUDA kernel"):
+        session = backend.create_session(file, backend.session_options({}), providers)
+    assert backend.left_on_processor(session) == "4 MatMul"
+    file = write_model(tmp_path, "double", double())  # a sum is not worth a word
+    session = backend.create_session(file, backend.session_options({}), providers)
+    assert backend.left_on_processor(session) == ""
+
+
 @pytest.mark.parametrize("provider", ["CUDAExecutionProvider", "TensorrtExecutionProvider"])
 def test_cudas_libraries_are_loaded_from_wheels_before_a_session_needs_them(
     backend: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str

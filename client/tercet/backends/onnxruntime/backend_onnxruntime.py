@@ -5,6 +5,8 @@ Part of the Python onnxruntime backend (`model.py`); self-contained.
 
 import json
 import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,12 @@ TENSORRT_RENAMED = {
     "int8_calibration_table_name": "trt_int8_calibration_table_name",
     "int8_use_native_calibration_table": "trt_int8_use_native_calibration_table",
 }
+# Operators that a network's numbers go through. What counts shapes stays on the processor, and should.
+COMPUTING = {
+    *("Attention", "AveragePool", "Conv", "ConvTranspose", "Einsum", "Gelu", "Gemm", "GridSample"),
+    *("InstanceNormalization", "LayerNormalization", "MatMul", "MaxPool", "RMSNormalization", "Resize"),
+    *("Sigmoid", "Softmax", "TopK"),
+}
 # The producer's name, which comes first in a file: tercet_export wrote a graph of fp16.
 HALF_PRECISION = b"tercet fp16"
 
@@ -61,6 +69,7 @@ def session_options(config: dict[str, Any]) -> Any:
     options.inter_op_num_threads = max(integer(config, "inter_op_thread_count"), 0)
     # Every model is a process here: threads that spin for work would take the processors from the others.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # since 1.24
     if (arena := boolean(config, "enable_mem_arena")) is not None:
         options.enable_cpu_mem_arena = arena
     if (pattern := boolean(config, "enable_mem_pattern")) is not None:
@@ -188,7 +197,33 @@ def create_session(file: Path, options: Any, providers: list[tuple[str, dict[str
     session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     failed = ", ".join(name for name in wanted if name not in session.get_providers())
     require(not failed, f"{failed} is requested and could not be started; the server's log has the reason")
+    if left := left_on_processor(session):
+        warnings.warn(
+            f"{file}: {left} run on the processor: onnxruntime-gpu {onnxruntime.__version__} has no CUDA "
+            "kernel for these, and a batch leaves the card and comes back at each. Export anew, or take "
+            "another version of it",
+            stacklevel=2,
+        )
     return session
+
+
+def left_on_processor(session: Any) -> str:
+    """Return which operators that compute a session with a card leaves to the CPU, as `33 MaxPool`.
+
+    Nothing where there are none, and where onnxruntime, older than 1.24, does not tell.
+    """
+    if not NVIDIA.intersection(session.get_providers()):
+        return ""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return ""
+    found = Counter(
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+        if node.op_type in COMPUTING
+    )
+    return ", ".join(f"{count} {operator}" for operator, count in found.most_common())
 
 
 def batch_sizes(config: dict[str, Any]) -> list[int]:
