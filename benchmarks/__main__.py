@@ -3,7 +3,7 @@
     python -m benchmarks [PART ...] [--output bench_output]
 
 Networks are full-size with random weights: no download. What is exported or installed once (the peers'
-environments, 12 GB, by pip) lies in ~/.cache/tercet/peers; with that there, everything takes 28 minutes
+environments, 12 GB, by pip) lies in ~/.cache/tercet/peers; with that there, everything takes 26 minutes
 on two cores. Run it while nothing else does. `--output docs` keeps tables, plots and ratios, and fills
 the pages; anything else is compared with what is kept.
 """
