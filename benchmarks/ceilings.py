@@ -30,7 +30,6 @@ from tercet.bench.ceilings import DECODER, SEARCH, Ceiling, write_ceilings
 from tercet.bench.inputs import make_pictures, make_texts
 from tercet.bench.processes import describe_machine
 from tercet.server.engines import choice
-from tercet.server.engines.choice import Trial
 from tercet.server.engines.networks import find_networks, is_installed, measure_engines
 from tercet.server.runtime import BACKEND, processors
 
@@ -155,10 +154,13 @@ def measure(
 
 
 def quickest(repository: Path, step: str, engines: list[str]) -> str:
-    """The fastest of `engines` that answers as fp32 does, by the server's own trials."""
+    """The fastest of `engines` that answers as fp32 does, by the server's own trials.
+
+    ONNX Runtime where it tried none: it chooses nothing where a configuration names an accelerator.
+    """
     measured = measure_engines(repository, find_networks(repository, [step]), print) if is_installed() else {}
     trials = [trial for trial in measured.get(step, ()) if trial.refused is None and trial.engine in engines]
-    return max(trials, key=lambda trial: trial.speedup, default=Trial(choice.ONNXRUNTIME)).engine
+    return max(trials, key=lambda trial: trial.speedup, default=choice.Trial(choice.ONNXRUNTIME)).engine
 
 
 def networks(step: str, model: Path, feed: Feed, engine: str, seconds: float) -> Iterator[Ceiling]:

@@ -10,12 +10,11 @@ import numpy as np
 
 from benchmarks.peers.running import Running
 from tercet.bench import processes
-from tercet.bench.load import ClosedLoop
+from tercet.bench.load import Answer, ClosedLoop
 from tercet.bench.statistics import summarise
 from tercet.bench.values import Target
 
 __all__ = ["Load", "Measured", "measure"]
-
 
 OF_A_BATCH = 0.05
 """Seconds within which the answers to one batch arrive."""
@@ -58,18 +57,19 @@ def measure(target: Target, load: Load, server: Running | None, timeout: float) 
         if load.warm_up:
             time.sleep(load.warm_up)
             next_answer(loop, timeout)
-            loop.take()
         started, used, busy = time.perf_counter(), processes.cpu_seconds(family), busy_seconds()
         own = time.process_time()
+        if load.warm_up:
+            take_batch(loop)
         time.sleep(load.seconds)
         if not load.warm_up:
             loop.stop(0.0)  # nobody asks again: the script would compute on in the next one's turn
         next_answer(loop, timeout)
-        answers, _, _ = loop.take()
         elapsed = time.perf_counter() - started
         used = processes.cpu_seconds(family) - used
         busy, own = busy_seconds() - busy, time.process_time() - own
         memory = processes.resident(family)
+        answers = take_batch(loop)
     finally:
         loop.stop(timeout if load.warm_up else 0.0)
     latencies = np.array([answer.latency for answer in answers if answer.failure is None])
@@ -96,8 +96,13 @@ def busy_seconds() -> float:
 
 
 def next_answer(loop: ClosedLoop, timeout: float) -> None:
-    """Wait for it, so many seconds at most, and for the others of its batch."""
+    """Wait for it, so many seconds at most."""
     latest, seen = time.perf_counter() + timeout, loop.waiting()
     while loop.waiting() == seen and time.perf_counter() < latest:
         time.sleep(0.001)
+
+
+def take_batch(loop: ClosedLoop) -> list[Answer]:
+    """What has been answered, with all of the batch that is being answered."""
     time.sleep(OF_A_BATCH)
+    return loop.take()[0]
